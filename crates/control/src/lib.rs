@@ -1,0 +1,1 @@
+//! The active controller: observes, plans, dispatches, and serves the API.

@@ -1,0 +1,179 @@
+//! What people asked for: the cell, its servers, images and sites. Written by the API, never by the planner,
+//! except a server's `standing`, which the controller writes when it declares a server dead or back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Digest, Domain, ImageName, ServerId, SiteName};
+use crate::units::{Bytes, Load, MilliCores, Moment};
+
+/// Everything that `plan` must bring about.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Desired {
+    pub cell: Cell,
+    pub servers: BTreeMap<ServerId, Server>,
+    pub images: BTreeMap<ImageName, Image>,
+    pub sites: BTreeMap<SiteName, Site>,
+}
+
+/// Stored at `/cell`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cell {
+    pub name: String,
+    /// Public addresses that move between edges.
+    pub vips: BTreeSet<IpAddr>,
+    /// Members that the pool should have: 1, 3 or 5; fewer while the cell has fewer servers.
+    pub pool_size: usize,
+    /// A server that has not reported for this long is declared dead.
+    pub silence_ms: u64,
+    /// At most one change of a site's instance count in this time.
+    pub settle_ms: u64,
+    /// An instance that is leaving gets this long to finish its requests.
+    pub drain_ms: u64,
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Cell {
+            name: "cell".to_owned(),
+            vips: BTreeSet::new(),
+            pool_size: 3,
+            // Two reports of one second missed, and half a second for one that is late on a loaded machine.
+            silence_ms: 2_500,
+            settle_ms: 5_000,
+            drain_ms: 10_000,
+        }
+    }
+}
+
+/// One machine. Stored at `/servers/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    pub name: ServerId,
+    /// Where the other servers reach it.
+    pub address: IpAddr,
+    /// Servers of one rack can fail together.
+    pub rack: String,
+    /// Instances it takes at most.
+    pub slots: usize,
+    pub standing: Standing,
+    /// When it joined; orders servers where everything else is equal.
+    pub joined: Moment,
+}
+
+impl Server {
+    pub fn gate(&self) -> SocketAddr {
+        SocketAddr::new(self.address, crate::config::GATE_PORT)
+    }
+
+    pub fn sql_relay(&self) -> SocketAddr {
+        SocketAddr::new(self.address, crate::config::SQL_PORT)
+    }
+
+    pub fn control(&self) -> SocketAddr {
+        SocketAddr::new(self.address, crate::config::CONTROL_PORT)
+    }
+
+    pub fn is_up(&self) -> bool {
+        matches!(self.standing, Standing::Up)
+    }
+
+    /// Whether the server may keep the instances that it has.
+    pub fn is_serving(&self) -> bool {
+        matches!(self.standing, Standing::Up | Standing::Draining)
+    }
+}
+
+/// ```text
+///        silent                 reports again            has all images and volumes, pool member synced
+///   Up ─────────► Dead ──────────────────► Returning ─────────────────────────────────► Up
+///   │ ▲             ▲                          │ silent
+///   ▼ │ undrain     │ silent                   └──────► Dead
+///  Draining ────────┘
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// Takes instances.
+    Up,
+    /// Keeps what it has until it runs elsewhere, takes nothing new.
+    Draining,
+    /// Silent. Counts for nothing until it has caught up.
+    Dead,
+    /// Reports again after death and catches up; runs no instance yet.
+    Returning,
+}
+
+/// Stored at `/images/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    pub name: ImageName,
+    /// BLAKE3 of the packed tree (tar.zst).
+    pub digest: Digest,
+    pub bytes: Bytes,
+}
+
+/// A customer's application. Stored at `/sites/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    pub name: SiteName,
+    /// Unique in the cell and small: gives the site its range of user ids and its loopback address.
+    pub number: u32,
+    /// The first one is the one to show.
+    pub domains: Vec<Domain>,
+    pub image: ImageName,
+    /// BLAKE3 of the tree (tar.zst) that was deployed last.
+    pub tree: Digest,
+    pub database: Option<Database>,
+    pub min: usize,
+    pub max: usize,
+    pub policy: Policy,
+    pub limits: Limits,
+    pub created: Moment,
+}
+
+/// The site's own database as its unmodified configuration names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    pub name: String,
+    pub user: String,
+    pub password: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Policy {
+    /// An instance's load at or above `up` adds one; an extra instance's load below `down` removes it.
+    Load { up: Load, down: Load },
+}
+
+impl Default for Policy {
+    /// The thresholds of the first platform of this kind: 2 and 1.
+    fn default() -> Self {
+        Policy::Load { up: Load(2_000), down: Load(1_000) }
+    }
+}
+
+/// What one instance may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    pub cpu: MilliCores,
+    pub memory: Bytes,
+    pub tasks: u32,
+    pub internet: Internet,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { cpu: MilliCores(1_000), memory: Bytes::mib(512), tasks: 256, internet: Internet::Reachable }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Internet {
+    Reachable,
+    Closed,
+}

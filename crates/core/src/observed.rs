@@ -1,0 +1,138 @@
+//! What agents report. Never stored: agents push it every second, and at once on a change, to the active
+//! controller, which keeps the latest of each server.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Digest, InstanceId, ServerId, SiteName};
+use crate::units::{Bytes, Load, Moment};
+
+/// The controller's view: the latest report of each server, and when it came.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Observed {
+    pub servers: BTreeMap<ServerId, Seen>,
+    /// When this controller became active: silence counts from here at the earliest.
+    pub since: Moment,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    pub at: Moment,
+    /// The connection broke and the agent's port refuses: no need to wait out the silence.
+    pub refused: bool,
+    pub report: Report,
+}
+
+/// One agent's report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    pub server: ServerId,
+    /// Of /proc/sys/kernel/random/boot_id, or the virtual server's own: tells a reboot from a restart.
+    pub boot: String,
+    /// The generation of the assignment that the agent works on; 0 before it has one.
+    pub generation: u64,
+    pub instances: BTreeMap<InstanceId, SeenInstance>,
+    /// Trees of images that are complete here.
+    pub images: Vec<Digest>,
+    pub volumes: BTreeMap<SiteName, SeenVolume>,
+    pub member: Option<SeenMember>,
+    pub edge: Health,
+    /// VIPs that are on this server's interfaces now.
+    pub vips: Vec<std::net::IpAddr>,
+    pub disk_free: Bytes,
+    pub memory_free: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    Well,
+    Ill,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenInstance {
+    pub phase: Phase,
+    /// In which phase since.
+    pub since: Moment,
+    pub load: Load,
+    pub memory: Bytes,
+    pub tasks: u32,
+    /// Processor time used since it started, in microseconds.
+    pub cpu_us: u64,
+    /// Requests in flight at the gate.
+    pub in_flight: u32,
+    /// How often this instance was restarted after it died or failed its probe.
+    pub restarts: u32,
+}
+
+/// ```text
+///  Waiting ──► Starting ──► Serving ──► Stopping ──► (gone)
+///     ▲            │            │
+///     └── BackOff ◄┴────────────┘  died, or probe failed
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Its image or volume is not here yet.
+    Waiting { what: String },
+    /// Created; the probe has not succeeded yet.
+    Starting,
+    Serving,
+    /// It died; starts again at `until`.
+    BackOff { until: Moment, why: String },
+    Stopping,
+}
+
+impl Phase {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Phase::Waiting { .. } => "waiting",
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::BackOff { .. } => "back-off",
+            Phase::Stopping => "stopping",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenVolume {
+    /// The tree that is wholly applied.
+    pub tree: Digest,
+    pub files: u64,
+    pub bytes: Bytes,
+}
+
+/// A pool member as its agent sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenMember {
+    pub state: MemberState,
+    /// `wsrep_cluster_size` while it runs.
+    pub group_size: usize,
+    /// The position on disk, known while it is stopped (`--wsrep-recover`) and while it runs.
+    pub position: Option<Position>,
+    /// Sites whose database and user exist there now.
+    pub databases: Vec<SiteName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemberState {
+    /// Not running, and not being started: waits to be told to join or to bootstrap.
+    Stopped,
+    /// Joining, donating to itself, recovering.
+    Starting,
+    /// Synced, in the primary component, accepts writes.
+    Synced,
+    /// Runs but refuses work: no quorum, desynced, hung.
+    Unready { why: String },
+}
+
+/// A Galera position: the group's UUID and the last committed sequence number (-1: nothing).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    pub group: String,
+    pub seqno: i64,
+}

@@ -1,0 +1,118 @@
+//! What the agent hands to the other processes of its server over its Unix socket, each a whole document
+//! that replaces the one before. They keep the last good copy on disk and go on without the agent.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Digest, Domain, InstanceId, ServerId, SiteName};
+use crate::observed::SeenVolume;
+
+/// For `kopek edge`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgePart {
+    pub server: ServerId,
+    pub routes: BTreeMap<SiteName, Route>,
+}
+
+/// How to reach a site, and its database. The same on every server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    pub site: SiteName,
+    /// The site's number: its sql relays come from loopback address 127.1 + number.
+    pub number: u32,
+    pub domains: Vec<Domain>,
+    /// Instances that serve. Empty while the only one is being restarted or moved: hold requests.
+    pub backends: BTreeMap<InstanceId, Backend>,
+    pub writer: Option<RoutedWriter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Backend {
+    pub server: ServerId,
+    /// The gate on that server; on the edge's own server the gate's Unix socket is used instead.
+    pub gate: SocketAddr,
+    pub intake: Intake,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Intake {
+    /// Takes requests.
+    Open,
+    /// Finishes those it has; gets new ones only if there is no open one.
+    Draining,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutedWriter {
+    pub server: ServerId,
+    /// The sql relay on that server.
+    pub relay: SocketAddr,
+    /// Grows with each change; a lower one is stale.
+    pub epoch: u64,
+}
+
+/// For `kopek files`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesPart {
+    pub server: ServerId,
+    /// Images to have, unpacked at `<state>/images/<digest>/root`.
+    pub images: Vec<Digest>,
+    /// Volumes to have, the deployed tree applied at `<state>/volumes/<site>/tree`.
+    pub volumes: BTreeMap<SiteName, Digest>,
+    /// Gates of the other servers; any may have a wanted tree.
+    pub peers: BTreeMap<ServerId, SocketAddr>,
+    /// Instances that run here and may be reached through this server's gate: where they listen.
+    pub gates: BTreeMap<InstanceId, SocketAddr>,
+}
+
+/// What `kopek files` tells the agent, at once on a change.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FilesReport {
+    /// Images that are complete.
+    pub images: Vec<Digest>,
+    /// Volumes with the tree that is wholly applied.
+    pub volumes: BTreeMap<SiteName, SeenVolume>,
+    /// What cannot be had and why; one line for people, by digest.
+    pub troubles: BTreeMap<Digest, String>,
+    /// Connections open at the gate, by instance.
+    pub in_flight: BTreeMap<InstanceId, u32>,
+}
+
+/// For `kopek sql`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SqlPart {
+    pub server: ServerId,
+    /// Where each site's writer is.
+    pub sites: BTreeMap<SiteName, SqlSite>,
+    /// Where to listen for the instances that run here.
+    pub listeners: BTreeMap<InstanceId, SqlListener>,
+    /// The pool member of this server, if it has one that serves: the relay's end point.
+    pub member: Option<SocketAddr>,
+    /// Sites that this server's member may serve now, with the epoch: relays for others are refused.
+    pub writes_for: BTreeMap<SiteName, u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SqlSite {
+    pub number: u32,
+    pub writer: Option<RoutedWriter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SqlListener {
+    /// Unix socket to make; bind-mounted into the instance as /run/mysqld/mysqld.sock's folder.
+    pub socket: PathBuf,
+    /// The instance's network namespace, in which to listen on 127.0.0.1:3306.
+    pub netns: PathBuf,
+}
+
+/// The loopback address from which a site's relayed connections reach a member: each site has its own, and
+/// its account is bound to it, so no site can use another's account. 127.1.0.0 plus the number.
+pub fn site_loopback(number: u32) -> IpAddr {
+    assert!(number < 1 << 23, "site number {number} is beyond the loopback range");
+    IpAddr::from((0x7f01_0000 + number).to_be_bytes())
+}

@@ -1,0 +1,62 @@
+//! Where things go: what `plan` edits, what `assignment` is made from, what `check` tests. Written only by
+//! the active controller, by compare-and-commit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{InstanceId, ServerId, SiteName};
+use crate::units::Moment;
+
+/// The placements of a whole cell.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Placed {
+    pub sites: BTreeMap<SiteName, SitePlacement>,
+    pub pool: PoolPlacement,
+}
+
+/// Stored at `/placements/SITE`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SitePlacement {
+    pub instances: BTreeMap<InstanceId, PlacedInstance>,
+    /// The number of the next instance; never goes back, so an id is never used twice.
+    pub next_number: u64,
+    /// Servers that keep the site's volume.
+    pub holders: BTreeSet<ServerId>,
+    pub writer: Option<Writer>,
+    /// When the number of instances last changed by policy.
+    pub scaled: Option<Moment>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedInstance {
+    pub server: ServerId,
+    pub stage: Stage,
+    pub since: Moment,
+}
+
+/// `Run ──► Drain ──► gone`. A drained instance gets no new requests and is removed when idle or late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    Run,
+    Drain { until: Moment },
+}
+
+/// The one pool member that serves a site. `epoch` grows with every change: a lower one is stale.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    pub server: ServerId,
+    pub epoch: u64,
+}
+
+/// Stored at `/pool`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PoolPlacement {
+    pub members: BTreeSet<ServerId>,
+    /// The member that may start a new group, and from which attempt on: set for the first start of a pool
+    /// and after a total power loss; cleared when the group is there.
+    pub bootstrap: Option<ServerId>,
+    /// Whether the pool has ever been seen in service. Before that an empty member may start the group.
+    pub formed: bool,
+}

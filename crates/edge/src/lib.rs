@@ -1,0 +1,1 @@
+//! The public HTTP balancer of a server.

@@ -1,0 +1,1 @@
+//! Images and running instances: mmdebstrap, overlay, user namespaces, libcontainer, cgroups.

@@ -1,0 +1,1 @@
+//! The cell's small, watched, transactional state: embedded (redb) or etcd.
