@@ -177,3 +177,17 @@ pub enum Internet {
     Reachable,
     Closed,
 }
+
+/// The servers that run a member of the cell's etcd. Stored at `/store-members`; each agent also keeps it on
+/// disk, since it must start its member before the store can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StoreMembers {
+    pub members: BTreeMap<ServerId, IpAddr>,
+}
+
+impl StoreMembers {
+    /// Client addresses, as etcd announces them.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members.values().map(|address| format!("https://{}", SocketAddr::new(*address, 2379))).collect()
+    }
+}

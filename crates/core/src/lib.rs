@@ -8,10 +8,13 @@
 //! `desired` (what people asked for) → `placement` (where it goes; what `plan` edits) → `assignment` and
 //! `part` (what each server and each of its processes must do) → `observed` (what agents report).
 
+pub mod api;
 pub mod assignment;
 pub mod config;
 pub mod desired;
+pub mod event;
 pub mod id;
+pub mod keys;
 pub mod observed;
 pub mod part;
 pub mod placement;

@@ -76,12 +76,17 @@ pub struct SeenInstance {
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Its image or volume is not here yet.
-    Waiting { what: String },
+    Waiting {
+        what: String,
+    },
     /// Created; the probe has not succeeded yet.
     Starting,
     Serving,
     /// It died; starts again at `until`.
-    BackOff { until: Moment, why: String },
+    BackOff {
+        until: Moment,
+        why: String,
+    },
     Stopping,
 }
 

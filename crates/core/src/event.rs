@@ -1,0 +1,27 @@
+//! Decisions and happenings with their reason, as `kopek events` shows them. Stored at `/events/KEY`, the
+//! newest `KEPT`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Moment;
+
+/// Events kept in the store: some days of a busy cell in about a megabyte.
+pub const KEPT: usize = 2_000;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    pub at: Moment,
+    /// The server, site, instance or pool it is about.
+    pub subject: String,
+    /// What was done, in a few words: `scaled out`.
+    pub what: String,
+    /// Why: `load 2.31 ≥ 2.00`.
+    pub reason: String,
+}
+
+impl Event {
+    /// Keys sort as the events came; `nth` tells events of one millisecond apart.
+    pub fn key(&self, nth: usize) -> String {
+        format!("{}{:015}-{nth:04}", crate::keys::EVENTS, self.at.0)
+    }
+}

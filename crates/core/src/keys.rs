@@ -1,0 +1,49 @@
+//! Where each document lies in the store. The only place that spells a key.
+
+use crate::{ImageName, ServerId, SiteName};
+
+pub const CELL: &str = "/cell";
+/// The cell's CA with its private key. The store is reached only by mutual TLS with servers' certificates.
+pub const AUTHORITY: &str = "/authority";
+pub const POOL: &str = "/pool";
+/// Which servers run an etcd member: `desired::StoreMembers`.
+pub const STORE_MEMBERS: &str = "/store-members";
+
+pub const SERVERS: &str = "/servers/";
+pub const IMAGES: &str = "/images/";
+pub const SITES: &str = "/sites/";
+/// Sites whose database is still being filled: what they become when that has succeeded.
+pub const PREPARING: &str = "/preparing/";
+pub const PLACEMENTS: &str = "/placements/";
+pub const ASSIGNMENTS: &str = "/assignments/";
+pub const ROUTES: &str = "/routes/";
+pub const TOKENS: &str = "/tokens/";
+pub const EVENTS: &str = "/events/";
+
+pub fn server(id: &ServerId) -> String {
+    format!("{SERVERS}{id}")
+}
+
+pub fn image(name: &ImageName) -> String {
+    format!("{IMAGES}{name}")
+}
+
+pub fn site(name: &SiteName) -> String {
+    format!("{SITES}{name}")
+}
+
+pub fn preparing(name: &SiteName) -> String {
+    format!("{PREPARING}{name}")
+}
+
+pub fn placement(name: &SiteName) -> String {
+    format!("{PLACEMENTS}{name}")
+}
+
+pub fn assignment(id: &ServerId) -> String {
+    format!("{ASSIGNMENTS}{id}")
+}
+
+pub fn route(name: &SiteName) -> String {
+    format!("{ROUTES}{name}")
+}
