@@ -14,6 +14,10 @@ pub struct Observed {
     pub servers: BTreeMap<ServerId, Seen>,
     /// When this controller became active: silence counts from here at the earliest.
     pub since: Moment,
+    /// Generation of the assignment that was last written for each server: an agent whose report shows a
+    /// lower one has not seen it yet.
+    #[serde(default)]
+    pub generations: BTreeMap<ServerId, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

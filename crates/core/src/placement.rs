@@ -32,7 +32,12 @@ pub struct SitePlacement {
 pub struct PlacedInstance {
     pub server: ServerId,
     pub stage: Stage,
+    /// In this stage since.
     pub since: Moment,
+    /// The instance on a draining server that this one takes over from, so that a later plan does not
+    /// start a second replacement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<InstanceId>,
 }
 
 /// `Run ──► Drain ──► gone`. A drained instance gets no new requests and is removed when idle or late.
@@ -54,8 +59,8 @@ pub struct Writer {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PoolPlacement {
     pub members: BTreeSet<ServerId>,
-    /// The member that may start a new group, and from which attempt on: set for the first start of a pool
-    /// and after a total power loss; cleared when the group is there.
+    /// The member that may start a new group: set for the first start of a pool and after a total power
+    /// loss; cleared when the group is there.
     pub bootstrap: Option<ServerId>,
     /// Whether the pool has ever been seen in service. Before that an empty member may start the group.
     pub formed: bool,
