@@ -1,0 +1,89 @@
+//! Where the cell's state is: `<etc>/store.json`, one on every server.
+
+use std::fmt;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use kopek_core::ServerId;
+use serde::{Deserialize, Serialize};
+
+use crate::store::StoreError;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Location {
+    /// In a file of `host`, whose agent serves it at `address`.
+    Embedded { host: ServerId, address: SocketAddr },
+    /// In an etcd cluster: `https://ADDRESS:PORT` of its members.
+    Etcd { endpoints: Vec<String> },
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Location::Embedded { host, address } => write!(f, "server {host} ({address})"),
+            Location::Etcd { endpoints } => write!(f, "etcd ({})", endpoints.join(", ")),
+        }
+    }
+}
+
+/// `store.json` in the server's configuration folder.
+pub fn location_file(etc: &Path) -> PathBuf {
+    etc.join("store.json")
+}
+
+impl Location {
+    pub fn read(path: &Path) -> Result<Location, StoreError> {
+        let fail = |why: String| StoreError::File { path: path.display().to_string(), why };
+        let text = std::fs::read(path)
+            .map_err(|error| fail(format!("{error}; `kopek server join` and `kopek cell init` write it")))?;
+        serde_json::from_slice(&text).map_err(|error| fail(error.to_string()))
+    }
+
+    /// A reader finds the old content or the new, also after a power cut.
+    pub fn write(&self, path: &Path) -> Result<(), StoreError> {
+        self.write_beside(path)
+            .map_err(|error| StoreError::File { path: path.display().to_string(), why: error.to_string() })
+    }
+
+    fn write_beside(&self, path: &Path) -> std::io::Result<()> {
+        let beside = path.with_extension("json.new");
+        let mut file = std::fs::File::create(&beside)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, path)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::File::open(folder)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_location_reads_back_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = location_file(folder.path());
+        let embedded = Location::Embedded {
+            host: ServerId::parse("s1").unwrap(),
+            address: "10.0.0.1:7405".parse().unwrap(),
+        };
+        let etcd = Location::Etcd { endpoints: vec!["https://10.0.0.1:2379".into()] };
+        for location in [embedded, etcd] {
+            location.write(&path).unwrap();
+            assert_eq!(Location::read(&path).unwrap(), location);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_missing_or_wrong_location_names_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = location_file(folder.path());
+        assert!(Location::read(&path).unwrap_err().to_string().contains("store.json cannot be used"));
+        std::fs::write(&path, "{\"redis\":{}}").unwrap();
+        assert!(Location::read(&path).unwrap_err().to_string().contains("redis"));
+    }
+}
