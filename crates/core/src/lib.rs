@@ -9,8 +9,11 @@
 //! `part` (what each server and each of its processes must do) → `observed` (what agents report).
 
 pub mod api;
+pub mod assign;
 pub mod assignment;
+pub mod check;
 pub mod config;
+pub mod converge;
 pub mod desired;
 pub mod event;
 pub mod id;
@@ -18,6 +21,8 @@ pub mod keys;
 pub mod observed;
 pub mod part;
 pub mod placement;
+pub mod plan;
+pub mod supervise;
 pub mod units;
 
 pub use id::{Digest, Domain, ImageName, InstanceId, ServerId, SiteName};

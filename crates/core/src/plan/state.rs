@@ -1,0 +1,182 @@
+//! The documents that a plan changes, and what each step does to them. Every step checks that it still makes
+//! sense, so that no subset, order or repetition of steps breaks what `check` demands.
+
+use std::collections::BTreeMap;
+
+use crate::desired::{Server, Site, Standing};
+use crate::id::{InstanceId, ServerId, SiteName};
+use crate::placement::{Placed, PlacedInstance, SitePlacement, Stage, Writer};
+use crate::units::Moment;
+
+use super::step::{Action, Cause};
+
+pub(super) struct State {
+    pub servers: BTreeMap<ServerId, Server>,
+    pub placed: Placed,
+    /// Slots taken, by server; kept because placing thousands of instances asks for it each time.
+    taken: BTreeMap<ServerId, usize>,
+}
+
+impl State {
+    pub fn new(servers: BTreeMap<ServerId, Server>, placed: Placed) -> State {
+        let mut taken = BTreeMap::new();
+        for instance in placed.sites.values().flat_map(|site| site.instances.values()) {
+            match taken.get_mut(&instance.server) {
+                Some(count) => *count += 1,
+                None => {
+                    taken.insert(instance.server.clone(), 1);
+                }
+            }
+        }
+        State { servers, placed, taken }
+    }
+
+    /// A drained instance keeps its slot until it is gone.
+    pub fn slots_taken(&self, server: &ServerId) -> usize {
+        self.taken.get(server).copied().unwrap_or(0)
+    }
+
+    pub fn standing(&self, server: &ServerId) -> Option<Standing> {
+        self.servers.get(server).map(|s| s.standing)
+    }
+
+    /// Instances of a site that take requests and stay: not drained, and on servers that are up.
+    pub fn staying(&self, placement: &SitePlacement) -> usize {
+        placement
+            .instances
+            .values()
+            .filter(|i| i.stage == Stage::Run && self.standing(&i.server) == Some(Standing::Up))
+            .count()
+    }
+
+    /// Whether it changed anything.
+    pub fn apply(&mut self, action: &Action, sites: &BTreeMap<SiteName, Site>, at: Moment) -> bool {
+        match action {
+            Action::DeclareDead { server } => {
+                let alive = [Standing::Up, Standing::Draining, Standing::Returning];
+                self.change_standing(server, &alive, Standing::Dead)
+            }
+            Action::BeginReturn { server } => {
+                self.change_standing(server, &[Standing::Dead], Standing::Returning)
+            }
+            Action::Readmit { server } => self.change_standing(server, &[Standing::Returning], Standing::Up),
+            Action::AddInstance { instance, server, cause } => {
+                sites.get(&instance.site()).is_some_and(|site| self.add(instance, server, cause, site, at))
+            }
+            Action::DrainInstance { instance, until, cause } => self.drain(instance, *until, cause, at),
+            Action::RemoveInstance { instance } => self.remove(instance),
+            Action::AddHolder { site, server } => {
+                sites.contains_key(site)
+                    && self.servers.contains_key(server)
+                    && self.placement(site).holders.insert(server.clone())
+            }
+            Action::RemoveHolder { site, server } => {
+                self.placed.sites.get_mut(site).is_some_and(|placement| placement.holders.remove(server))
+            }
+            Action::ForgetSite { site } => {
+                let empty = self.placed.sites.get(site).is_some_and(|p| p.instances.is_empty());
+                empty && !sites.contains_key(site) && self.placed.sites.remove(site).is_some()
+            }
+            Action::SetWriter { site, server, epoch } => {
+                sites.contains_key(site) && self.set_writer(site, server, *epoch)
+            }
+            Action::AddMember { server } => {
+                self.servers.contains_key(server) && self.placed.pool.members.insert(server.clone())
+            }
+            Action::RemoveMember { server } => {
+                self.placed.pool.bootstrap.take_if(|chosen| chosen == server);
+                self.placed.pool.members.remove(server)
+            }
+            Action::Bootstrap { server } => {
+                let pool = &mut self.placed.pool;
+                let may = pool.bootstrap.is_none() && pool.members.contains(server);
+                if may {
+                    pool.bootstrap = Some(server.clone());
+                }
+                may
+            }
+            Action::EndBootstrap { server } => {
+                self.placed.pool.bootstrap.take_if(|chosen| chosen == server).is_some()
+            }
+            Action::PoolFormed => !std::mem::replace(&mut self.placed.pool.formed, true),
+        }
+    }
+
+    fn change_standing(&mut self, server: &ServerId, from: &[Standing], to: Standing) -> bool {
+        match self.servers.get_mut(server) {
+            Some(server) if from.contains(&server.standing) => {
+                server.standing = to;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn add(&mut self, id: &InstanceId, server: &ServerId, cause: &Cause, site: &Site, at: Moment) -> bool {
+        let slots = self.servers.get(server).filter(|s| s.is_up()).map_or(0, |s| s.slots);
+        let room = self.slots_taken(server) < slots;
+        let fits = self.placed.sites.get(&site.name).is_some_and(|placement| {
+            id.number() >= placement.next_number
+                && placement.holders.contains(server)
+                && self.staying(placement) < site.max
+                && !placement.instances.values().any(|i| i.server == *server && i.stage == Stage::Run)
+        });
+        if !(room && fits) {
+            return false;
+        }
+        let replaces = match cause {
+            Cause::Handover { from } => Some(from.clone()),
+            Cause::Need | Cause::Policy => None,
+        };
+        let placement = self.placement(&site.name);
+        placement.next_number = id.number() + 1;
+        if *cause == Cause::Policy {
+            placement.scaled = Some(at);
+        }
+        let instance = PlacedInstance { server: server.clone(), stage: Stage::Run, since: at, replaces };
+        placement.instances.insert(id.clone(), instance);
+        *self.taken.entry(server.clone()).or_default() += 1;
+        true
+    }
+
+    fn drain(&mut self, id: &InstanceId, until: Moment, cause: &Cause, at: Moment) -> bool {
+        let Some(placement) = self.placed.sites.get_mut(&id.site()) else { return false };
+        let Some(instance) = placement.instances.get_mut(id) else { return false };
+        if instance.stage != Stage::Run {
+            return false;
+        }
+        instance.stage = Stage::Drain { until };
+        instance.since = at;
+        if *cause == Cause::Policy {
+            placement.scaled = Some(at);
+        }
+        true
+    }
+
+    fn remove(&mut self, id: &InstanceId) -> bool {
+        let placement = self.placed.sites.get_mut(&id.site());
+        let Some(instance) = placement.and_then(|p| p.instances.remove(id)) else { return false };
+        if let Some(count) = self.taken.get_mut(&instance.server) {
+            *count -= 1;
+        }
+        true
+    }
+
+    fn set_writer(&mut self, site: &SiteName, server: &ServerId, epoch: u64) -> bool {
+        let pool = &self.placed.pool;
+        let may = pool.formed && pool.members.contains(server);
+        let placement = self.placement(site);
+        let newer = placement.writer.as_ref().is_none_or(|writer| writer.epoch < epoch);
+        if may && newer {
+            placement.writer = Some(Writer { server: server.clone(), epoch });
+        }
+        may && newer
+    }
+
+    fn placement(&mut self, site: &SiteName) -> &mut SitePlacement {
+        if !self.placed.sites.contains_key(site) {
+            self.placed.sites.insert(site.clone(), SitePlacement { next_number: 1, ..Default::default() });
+        }
+        self.placed.sites.get_mut(site).expect("inserted above")
+    }
+}

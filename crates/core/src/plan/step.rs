@@ -1,0 +1,213 @@
+//! What a plan is made of. Every step carries its reason, in words for people.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{InstanceId, ServerId, SiteName};
+use crate::units::Moment;
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// When it was made.
+    pub at: Moment,
+    /// In the order in which they must be applied.
+    pub steps: Vec<Step>,
+    /// What is wanted and cannot be done now. The same trouble has the same words each time, so that whoever
+    /// tells people can tell it once.
+    pub blocked: Vec<Blocked>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub action: Action,
+    /// Why, for people: `load 2.31 ≥ 2.00`.
+    pub reason: String,
+}
+
+impl Step {
+    pub fn subject(&self) -> Subject {
+        self.action.subject()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Blocked {
+    pub subject: Subject,
+    pub reason: String,
+}
+
+/// What a step or an event is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Subject {
+    Cell,
+    Pool,
+    Server(ServerId),
+    Site(SiteName),
+    Instance(InstanceId),
+}
+
+/// One change of the documents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Action {
+    DeclareDead {
+        server: ServerId,
+    },
+    BeginReturn {
+        server: ServerId,
+    },
+    /// Returning → Up.
+    Readmit {
+        server: ServerId,
+    },
+    AddInstance {
+        instance: InstanceId,
+        server: ServerId,
+        cause: Cause,
+    },
+    /// No new requests from now on; gone when idle, at the latest `until`.
+    DrainInstance {
+        instance: InstanceId,
+        until: Moment,
+        cause: Cause,
+    },
+    RemoveInstance {
+        instance: InstanceId,
+    },
+    AddHolder {
+        site: SiteName,
+        server: ServerId,
+    },
+    RemoveHolder {
+        site: SiteName,
+        server: ServerId,
+    },
+    /// Forgets a deleted site whose last instance is gone.
+    ForgetSite {
+        site: SiteName,
+    },
+    SetWriter {
+        site: SiteName,
+        server: ServerId,
+        epoch: u64,
+    },
+    AddMember {
+        server: ServerId,
+    },
+    RemoveMember {
+        server: ServerId,
+    },
+    /// Lets one member start a new group with what is on its disk.
+    Bootstrap {
+        server: ServerId,
+    },
+    /// The group is there, or the chosen server died: nobody may start one any more.
+    EndBootstrap {
+        server: ServerId,
+    },
+    /// The pool was in service for the first time.
+    PoolFormed,
+}
+
+/// Why the number of a site's instances changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Minimum, maximum, death.
+    Need,
+    /// Load; starts the settle time.
+    Policy,
+    /// Takes over from this instance, whose server drains; or is drained because it was taken over from.
+    Handover { from: InstanceId },
+}
+
+impl Action {
+    pub fn subject(&self) -> Subject {
+        match self {
+            Action::DeclareDead { server } | Action::BeginReturn { server } | Action::Readmit { server } => {
+                Subject::Server(server.clone())
+            }
+            Action::AddInstance { instance, .. }
+            | Action::DrainInstance { instance, .. }
+            | Action::RemoveInstance { instance } => Subject::Instance(instance.clone()),
+            Action::AddHolder { site, .. }
+            | Action::RemoveHolder { site, .. }
+            | Action::ForgetSite { site }
+            | Action::SetWriter { site, .. } => Subject::Site(site.clone()),
+            Action::AddMember { .. }
+            | Action::RemoveMember { .. }
+            | Action::Bootstrap { .. }
+            | Action::EndBootstrap { .. }
+            | Action::PoolFormed => Subject::Pool,
+        }
+    }
+
+    /// What happened, in a few words; the facts are in the fields.
+    pub fn title(&self) -> &'static str {
+        match self {
+            Action::DeclareDead { .. } => "server declared dead",
+            Action::BeginReturn { .. } => "server returns and catches up",
+            Action::Readmit { .. } => "server is back",
+            Action::AddInstance { cause: Cause::Policy, .. } => "scaled out",
+            Action::AddInstance { .. } => "instance placed",
+            Action::DrainInstance { cause: Cause::Policy, .. } => "scaled in",
+            Action::DrainInstance { .. } => "instance drains",
+            Action::RemoveInstance { .. } => "instance removed",
+            Action::AddHolder { .. } => "volume gets a holder",
+            Action::RemoveHolder { .. } => "volume loses a holder",
+            Action::ForgetSite { .. } => "site is gone",
+            Action::SetWriter { .. } => "writer set",
+            Action::AddMember { .. } => "pool gets a member",
+            Action::RemoveMember { .. } => "pool loses a member",
+            Action::Bootstrap { .. } => "pool is started by one member",
+            Action::EndBootstrap { .. } => "pool start ended",
+            Action::PoolFormed => "pool formed",
+        }
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::Cell => f.write_str("cell"),
+            Subject::Pool => f.write_str("pool"),
+            Subject::Server(server) => server.fmt(f),
+            Subject::Site(site) => site.fmt(f),
+            Subject::Instance(instance) => instance.fmt(f),
+        }
+    }
+}
+
+/// One line for a log or a golden file: `place shop.2 on s3: load 2.31 ≥ 2.00`.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.action {
+            Action::DeclareDead { server } => write!(f, "declare {server} dead"),
+            Action::BeginReturn { server } => write!(f, "let {server} catch up"),
+            Action::Readmit { server } => write!(f, "readmit {server}"),
+            Action::AddInstance { instance, server, .. } => write!(f, "place {instance} on {server}"),
+            Action::DrainInstance { instance, .. } => write!(f, "drain {instance}"),
+            Action::RemoveInstance { instance } => write!(f, "remove {instance}"),
+            Action::AddHolder { site, server } => write!(f, "hold {site} on {server}"),
+            Action::RemoveHolder { site, server } => write!(f, "no longer hold {site} on {server}"),
+            Action::ForgetSite { site } => write!(f, "forget {site}"),
+            Action::SetWriter { site, server, epoch } => {
+                write!(f, "writer of {site} is {server} (epoch {epoch})")
+            }
+            Action::AddMember { server } => write!(f, "pool member {server}"),
+            Action::RemoveMember { server } => write!(f, "no pool member {server}"),
+            Action::Bootstrap { server } => write!(f, "start the pool on {server}"),
+            Action::EndBootstrap { server } => write!(f, "{server} no longer starts the pool"),
+            Action::PoolFormed => write!(f, "pool formed"),
+        }?;
+        write!(f, ": {}", self.reason)
+    }
+}
+
+impl fmt::Display for Blocked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "blocked, {}: {}", self.subject, self.reason)
+    }
+}
