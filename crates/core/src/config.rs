@@ -20,6 +20,8 @@ pub const SQL_PORT: u16 = 7403;
 /// UDP multicast on which a server without an address asks for the cell (group 239.192.74.0, RFC 2365
 /// organisation-local scope).
 pub const DISCOVERY_PORT: u16 = 7404;
+/// The embedded store, served to the cell's servers by the agent that hosts it.
+pub const STORE_PORT: u16 = 7405;
 
 /// The folders of one server. On a virtual server the same paths lie in its own mount namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,8 +90,15 @@ pub struct ServerConfig {
     /// The edge's plain HTTP port.
     #[serde(default = "default_http_port")]
     pub http_port: u16,
+    /// The control group below which instances get theirs, from the root of each hierarchy.
+    #[serde(default = "default_cgroup")]
+    pub cgroup: PathBuf,
     #[serde(default)]
     pub dirs: Dirs,
+}
+
+fn default_cgroup() -> PathBuf {
+    "/kopek".into()
 }
 
 fn default_rack() -> String {
@@ -128,6 +137,11 @@ impl ServerConfig {
     /// `path` is only named in errors.
     pub fn parse(text: &str, path: &Path) -> Result<ServerConfig, ConfigError> {
         toml::from_str(text).map_err(|error| explain(text, path, &error))
+    }
+
+    /// Instances it takes at most.
+    pub fn slots(&self) -> usize {
+        self.slots.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get()))
     }
 
     pub fn to_toml(&self) -> String {
