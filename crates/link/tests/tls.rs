@@ -1,0 +1,316 @@
+//! Certificates, connections and the HTTPS API between members of one cell, and those who are not.
+#![allow(clippy::unwrap_used)]
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::Extension;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use http_body_util::{BodyExt, Full};
+use hyper::Method;
+use kopek_core::{ServerId, SiteName};
+use kopek_link::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn cell() -> CellAuthority {
+    CellAuthority::create("test").unwrap()
+}
+
+fn server(cell: &CellAuthority, name: &str) -> Identity {
+    let csr = Csr::new().unwrap();
+    let address: IpAddr = "10.9.8.7".parse().unwrap();
+    let cert = cell.issue_server(&csr.csr_pem, &ServerId::parse(name).unwrap(), &[address]).unwrap();
+    Identity::from_pem(cell.ca_pem(), &cert, &csr.key_pem).unwrap()
+}
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    listener_on("127.0.0.1").await
+}
+
+async fn listener_on(address: &str) -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((address, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Accepts once and says who called, or why nobody could.
+fn accept_one(
+    identity: Identity,
+    listener: TcpListener,
+) -> tokio::task::JoinHandle<Result<Option<Peer>, String>> {
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = identity.acceptor().accept(stream).await.map_err(|error| error.to_string())?;
+        let peer = peer_of(stream.get_ref().1);
+        let _ = stream.write_all(b"hello").await;
+        let _ = stream.shutdown().await;
+        Ok(peer)
+    })
+}
+
+#[tokio::test]
+async fn servers_of_one_cell_know_each_other_by_name() {
+    let cell = cell();
+    let (listener, address) = listener().await;
+    let accepted = accept_one(server(&cell, "s2"), listener);
+    let stream = dial(&server(&cell, "s1"), address, SOON).await.unwrap();
+    assert_eq!(peer_of(stream.get_ref().1), Some(Peer::Server(ServerId::parse("s2").unwrap())));
+    assert_eq!(accepted.await.unwrap().unwrap(), Some(Peer::Server(ServerId::parse("s1").unwrap())));
+}
+
+#[tokio::test]
+async fn a_server_of_another_cell_is_not_trusted_by_the_one_that_dials() {
+    let (listener, address) = listener().await;
+    let accepted = accept_one(server(&cell(), "s2"), listener);
+    let outcome = dial(&server(&cell(), "s1"), address, SOON).await;
+    assert!(matches!(outcome, Err(DialError::Tls { .. })), "{outcome:?}");
+    assert!(accepted.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_server_of_another_cell_is_not_let_in() {
+    let (ours, theirs) = (cell(), cell());
+    let csr = Csr::new().unwrap();
+    let cert = theirs.issue_server(&csr.csr_pem, &ServerId::parse("s1").unwrap(), &[]).unwrap();
+    // Trusts our CA, so that only our side can refuse.
+    let stranger = Identity::from_pem(ours.ca_pem(), &cert, &csr.key_pem).unwrap();
+    let (listener, address) = listener().await;
+    let accepted = accept_one(server(&ours, "s2"), listener);
+    if let Ok(mut stream) = dial(&stranger, address, SOON).await {
+        assert!(stream.read_to_end(&mut Vec::new()).await.is_err());
+    }
+    assert!(accepted.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_certificate_is_good_for_its_own_addresses_only() {
+    let cell = cell();
+    let (listener, address) = listener_on("127.0.0.2").await;
+    let accepted = accept_one(server(&cell, "s2"), listener);
+    let outcome = dial(&server(&cell, "s1"), address, SOON).await;
+    assert!(matches!(outcome, Err(DialError::Tls { .. })), "{outcome:?}");
+    drop(accepted.await);
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_is_given_up_at_the_limit() {
+    let (_listener, address) = listener().await;
+    let limit = Duration::from_millis(100);
+    let outcome = dial(&server(&cell(), "s1"), address, limit).await;
+    assert!(matches!(outcome, Err(DialError::TimedOut { .. })), "{outcome:?}");
+}
+
+#[test]
+fn certificates_serve_others_as_server_and_as_client() {
+    let cell = cell();
+    let csr = Csr::new().unwrap();
+    let address: IpAddr = "10.9.8.7".parse().unwrap();
+    let cert = cell.issue_server(&csr.csr_pem, &ServerId::parse("s1").unwrap(), &[address]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    Identity::write(folder.path(), cell.ca_pem(), &cert, &csr.key_pem).unwrap();
+    assert!(csr.key_pem.starts_with("-----BEGIN PRIVATE KEY-----"), "PKCS#8");
+    for purpose in ["sslserver", "sslclient"] {
+        let checked = Command::new("openssl")
+            .args(["verify", "-x509_strict", "-purpose", purpose, "-verify_ip", "10.9.8.7", "-CAfile"])
+            .args([folder.path().join("ca.pem"), folder.path().join("server.pem")])
+            .output()
+            .unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    }
+}
+
+#[test]
+fn the_files_of_an_identity_are_private_and_load_again() {
+    let cell = cell();
+    let csr = Csr::new().unwrap();
+    let cert = cell.issue_admin(&csr.csr_pem, "ann").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    Identity::write(folder.path(), cell.ca_pem(), &cert, &csr.key_pem).unwrap();
+    assert_eq!(Identity::load(folder.path()).unwrap().peer(), &Peer::Admin("ann".to_owned()));
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        assert_eq!(file.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
+
+#[test]
+fn a_cell_that_is_loaded_again_issues_for_the_same_servers() {
+    let first = cell();
+    let again = CellAuthority::from_pem(first.ca_pem(), &first.key_pem()).unwrap();
+    assert_eq!(again.fingerprint(), first.fingerprint());
+    server(&again, "s1");
+}
+
+#[test]
+fn a_damaged_request_is_refused() {
+    let csr = Csr::new().unwrap().csr_pem;
+    let middle = csr.len() / 2;
+    let other = if csr.as_bytes()[middle] == b'A' { "B" } else { "A" };
+    let damaged = format!("{}{other}{}", &csr[..middle], &csr[middle + 1..]);
+    assert!(cell().issue_admin(&damaged, "ann").is_err());
+}
+
+#[tokio::test]
+async fn a_stream_opens_or_is_refused_with_a_reason() {
+    let cell = cell();
+    let want = Preamble::Sql { site: SiteName::parse("blog").unwrap(), epoch: 7 };
+    for welcome in [Welcome::Open { bytes: None }, Welcome::Refused { why: "epoch 7 is over".to_owned() }] {
+        let (listener, address) = listener().await;
+        let identity = server(&cell, "s2");
+        let answer = welcome.clone();
+        let other_side = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = identity.acceptor().accept(stream).await.unwrap();
+            let wanted = read_preamble(&mut stream).await.unwrap();
+            send_welcome(&mut stream, &answer).await.unwrap();
+            stream.write_all(b"raw bytes").await.unwrap();
+            stream.shutdown().await.unwrap();
+            wanted
+        });
+        let outcome = dial_stream(&server(&cell, "s1"), address, &want, SOON).await;
+        match (welcome, outcome) {
+            (Welcome::Open { .. }, Ok(mut stream)) => {
+                let mut rest = String::new();
+                stream.read_to_string(&mut rest).await.unwrap();
+                assert_eq!(rest, "raw bytes");
+            }
+            (Welcome::Refused { why }, Err(DialError::Refused { why: heard, .. })) => assert_eq!(heard, why),
+            (welcome, outcome) => panic!("{welcome:?} led to {outcome:?}"),
+        }
+        assert_eq!(other_side.await.unwrap(), want);
+    }
+}
+
+#[tokio::test]
+async fn a_first_line_without_end_is_refused() {
+    let endless = vec![b'x'; 4_096];
+    let outcome = read_preamble(&mut endless.as_slice()).await;
+    assert!(matches!(outcome, Err(PreambleError::TooLong)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn the_longest_reason_still_fits_the_line() {
+    let mut line = Vec::new();
+    send_welcome(&mut line, &Welcome::Refused { why: "\u{1}".repeat(5_000) }).await.unwrap();
+    read_welcome(&mut line.as_slice()).await.unwrap();
+}
+
+#[tokio::test]
+async fn joining_takes_the_ca_that_the_token_names_and_no_other() {
+    let ours = cell();
+    let (listener, address) = listener().await;
+    tokio::spawn({
+        let identity = server(&ours, "s1");
+        async move { serve_https(&identity, listener, Clients::Anyone, api()).await }
+    });
+    assert_eq!(fetch_ca(address, ours.fingerprint(), SOON).await.unwrap(), normal(ours.ca_pem()));
+    let outcome = fetch_ca(address, cell().fingerprint(), SOON).await;
+    assert!(matches!(outcome, Err(DialError::OtherCell { .. })), "{outcome:?}");
+}
+
+fn normal(pem: &str) -> String {
+    pem.replace("\r\n", "\n")
+}
+
+#[tokio::test]
+async fn showing_our_ca_without_a_certificate_of_it_fools_nobody() {
+    let (ours, theirs) = (cell(), cell());
+    let csr = Csr::new().unwrap();
+    let cert = theirs.issue_server(&csr.csr_pem, &ServerId::parse("s1").unwrap(), &[]).unwrap();
+    let impostor = Identity::from_pem(ours.ca_pem(), &cert, &csr.key_pem).unwrap();
+    let (listener, address) = listener().await;
+    tokio::spawn(async move { serve_https(&impostor, listener, Clients::Anyone, api()).await });
+    let outcome = fetch_ca(address, ours.fingerprint(), SOON).await;
+    assert!(matches!(outcome, Err(DialError::Tls { .. })), "{outcome:?}");
+}
+
+fn api() -> Router {
+    Router::new()
+        .route(
+            "/me",
+            get(|Extension(peer): Extension<Option<Peer>>| async move {
+                axum::Json(peer.map(|peer| peer.to_string()))
+            }),
+        )
+        .route("/port", get(|Extension(from): Extension<SocketAddr>| async move { axum::Json(from.port()) }))
+        .route("/taken", get(|| async { (StatusCode::CONFLICT, r#"{"error":"the name is taken"}"#) }))
+        .route("/done", post(|| async { StatusCode::NO_CONTENT }))
+        .route(
+            "/echo",
+            post(|body: Bytes| async move { body }).layer(axum::extract::DefaultBodyLimit::disable()),
+        )
+}
+
+async fn serve(cell: &CellAuthority, clients: Clients) -> SocketAddr {
+    let (listener, address) = listener().await;
+    let identity = server(cell, "s2");
+    tokio::spawn(async move { serve_https(&identity, listener, clients, api()).await });
+    address
+}
+
+#[tokio::test]
+async fn the_api_knows_its_callers_and_those_without_certificate() {
+    let cell = cell();
+    let address = serve(&cell, Clients::Anyone).await;
+    let member = Api::new(server(&cell, "s1"));
+    let me: Option<String> = member.call(Method::GET, address, "/me", None::<&()>, SOON).await.unwrap();
+    assert_eq!(me.as_deref(), Some("server:s1"));
+    let stranger = Api::anonymous(cell.ca_pem()).unwrap();
+    let me: Option<String> = stranger.call(Method::GET, address, "/me", None::<&()>, SOON).await.unwrap();
+    assert_eq!(me, None);
+}
+
+#[tokio::test]
+async fn an_api_for_members_lets_nobody_else_in() {
+    let cell = cell();
+    let address = serve(&cell, Clients::Members).await;
+    let stranger = Api::anonymous(cell.ca_pem()).unwrap();
+    stranger.call::<(), Option<String>>(Method::GET, address, "/me", None, SOON).await.unwrap_err();
+    let member = Api::new(server(&cell, "s1"));
+    member.call::<(), Option<String>>(Method::GET, address, "/me", None, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_api_keeps_its_connection_and_gives_the_servers_own_words() {
+    let cell = cell();
+    let address = serve(&cell, Clients::Members).await;
+    let api = Api::new(server(&cell, "s1"));
+    let mut ports = Vec::new();
+    for _ in 0..3 {
+        ports.push(api.call::<(), u16>(Method::GET, address, "/port", None, SOON).await.unwrap());
+    }
+    assert!(ports.iter().all(|port| *port == ports[0]), "{ports:?}");
+    let error = api.call::<(), ()>(Method::GET, address, "/taken", None, SOON).await.unwrap_err();
+    assert_eq!(error.to_string(), "the name is taken");
+    api.call::<(), ()>(Method::POST, address, "/done", None, SOON).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_streamed_body_arrives_whole() {
+    let cell = cell();
+    let address = serve(&cell, Clients::Members).await;
+    let sent = hyper::body::Bytes::from(vec![7; 5 << 20]);
+    let answer = Api::new(server(&cell, "s1"))
+        .send_body(Method::POST, address, "/echo", Full::new(sent.clone()))
+        .await
+        .unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), sent);
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_is_told_apart_from_one_that_refuses() {
+    let cell = cell();
+    let (listener, address) = listener().await;
+    drop(listener);
+    let api = Api::new(server(&cell, "s1"));
+    let error = api.call::<(), ()>(Method::GET, address, "/me", None, SOON).await.unwrap_err();
+    assert!(error.is_unreachable(), "{error:?}");
+    assert!(error.to_string().contains("refused"), "{error}");
+}
