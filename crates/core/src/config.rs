@@ -58,6 +58,11 @@ impl Dirs {
         self.run.join("gate.sock")
     }
 
+    /// Where the edge says whether it serves, and what it counted.
+    pub fn edge_socket(&self) -> PathBuf {
+        self.run.join("edge.sock")
+    }
+
     /// An image's root file system, complete once this path exists.
     pub fn image_root(&self, digest: &crate::Digest) -> PathBuf {
         self.state.join("images").join(digest.as_str()).join("root")
