@@ -20,8 +20,8 @@ pub struct Event {
 }
 
 impl Event {
-    /// Keys sort as the events came; `nth` tells events of one millisecond apart.
-    pub fn key(&self, nth: usize) -> String {
-        format!("{}{:015}-{nth:04}", crate::keys::EVENTS, self.at.0)
+    /// Keys sort as the events came; `nth` (a counter, taken modulo 10,000) tells events of one millisecond apart.
+    pub fn key(&self, nth: u64) -> String {
+        format!("{}{:015}-{:04}", crate::keys::EVENTS, self.at.0, nth % 10_000)
     }
 }

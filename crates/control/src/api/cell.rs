@@ -1,0 +1,125 @@
+//! The cell as a whole: its state, pool, events, and where its store lies.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::Query;
+use kopek_core::api::{CellView, MemberView, MigrateStore, PoolView, VipView};
+use kopek_core::event::Event;
+use kopek_core::keys;
+use kopek_core::observed::MemberState;
+use kopek_store::Location;
+use serde::Deserialize;
+
+use super::servers::member_name;
+use super::{Acting, Refused};
+use crate::store_move;
+
+pub async fn show(Acting(active): Acting) -> Json<CellView> {
+    let view = active.view();
+    let vips = view.state.desired.cell.vips.iter().map(|address| VipView {
+        address: *address,
+        holder: view
+            .observed
+            .servers
+            .iter()
+            .filter(|(id, _)| view.state.desired.servers.get(*id).is_some_and(|server| server.is_serving()))
+            .find(|(_, seen)| seen.report.vips.contains(address))
+            .map(|(id, _)| id.clone()),
+    });
+    let store = match &*active.location.borrow() {
+        Location::Embedded { .. } => "embedded",
+        Location::Etcd { .. } => "etcd",
+    };
+    Json(CellView {
+        name: view.state.desired.cell.name.clone(),
+        active: active.me.clone(),
+        store: store.to_owned(),
+        vips: vips.collect(),
+        blocked: view.blocked.clone(),
+        converged: view.converged,
+    })
+}
+
+pub async fn pools(Acting(active): Acting) -> Json<Vec<PoolView>> {
+    let view = active.view();
+    let pool = &view.state.placed.pool;
+    let members: Vec<MemberView> = pool
+        .members
+        .iter()
+        .map(|server| {
+            let serving = view.state.desired.servers.get(server).is_some_and(|server| server.is_serving());
+            let seen = view
+                .observed
+                .servers
+                .get(server)
+                .filter(|_| serving)
+                .and_then(|seen| seen.report.member.as_ref());
+            MemberView {
+                server: server.clone(),
+                state: seen.map_or("away", |member| member_name(&member.state)).to_owned(),
+                seqno: seen.and_then(|member| member.position.as_ref()).map(|position| position.seqno),
+                why: seen.and_then(|member| match &member.state {
+                    MemberState::Unready { why } => Some(why.clone()),
+                    _ => None,
+                }),
+            }
+        })
+        .collect();
+    let state = match members.iter().filter(|member| member.state == "synced").count() {
+        0 if !pool.formed => "forming".to_owned(),
+        0 => view
+            .blocked
+            .iter()
+            .find(|blocked| blocked.starts_with("pool"))
+            .cloned()
+            .unwrap_or_else(|| "down".to_owned()),
+        _ => "serving".to_owned(),
+    };
+    let mut writers: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (name, placement) in &view.state.placed.sites {
+        if let Some(writer) = &placement.writer {
+            writers.entry(writer.server.clone()).or_default().push(name.clone());
+        }
+    }
+    Json(vec![PoolView { name: "pool1".to_owned(), state, members, writers }])
+}
+
+#[derive(Deserialize)]
+pub struct After {
+    /// Key of the last event that was seen.
+    #[serde(default)]
+    after: String,
+}
+
+/// Events after a key, each with its own key so that a follower can go on from there.
+pub async fn events(
+    Acting(active): Acting,
+    Query(after): Query<After>,
+) -> Result<Json<Vec<(String, Event)>>, Refused> {
+    let range = active.store.range(keys::EVENTS).await?;
+    let mut events: Vec<(String, Event)> = range
+        .entries
+        .into_iter()
+        .filter(|entry| entry.key > after.after)
+        .filter_map(|entry| Some((entry.key, serde_json::from_slice(&entry.value).ok()?)))
+        .collect();
+    events.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(Json(events))
+}
+
+/// Moves the cell's state to the other kind of store. Answers when it is there.
+pub async fn migrate(Acting(active): Acting, Json(wanted): Json<MigrateStore>) -> Result<Json<()>, Refused> {
+    let _editing = active.editing.lock().await;
+    match wanted.to.as_str() {
+        "etcd" => store_move::to_etcd(&active).await,
+        "embedded" => store_move::to_embedded(&active).await,
+        other => {
+            return Err(Refused::unusable(format!(
+                "there is no store {other:?}; use `--to etcd` or `--to embedded`"
+            )));
+        }
+    }
+    .map_err(Refused::conflict)?;
+    Ok(Json(()))
+}

@@ -1,0 +1,92 @@
+//! Trees are uploaded once, named by their BLAKE3 hash, to the active controller's server; `files` takes
+//! them from there to every server that wants them.
+
+use axum::Json;
+use axum::body::Body;
+use axum::http::StatusCode;
+use futures::StreamExt;
+use kopek_core::api::{ImageView, RegisterImage, UploadedTree};
+use kopek_core::desired::Image;
+use kopek_core::{Bytes, Digest, keys};
+use tokio::io::AsyncWriteExt;
+
+use super::{Acting, Refused, committed};
+use crate::state::put;
+
+/// `PUT /trees`: a packed tree (tar.zst).
+pub async fn upload(Acting(active): Acting, body: Body) -> Result<Json<UploadedTree>, Refused> {
+    let folder = active.dirs.state.join("trees");
+    let disk_error = |source: std::io::Error| {
+        let error = format!("{} cannot store the upload in {}: {source}", active.me, folder.display());
+        Refused::new(StatusCode::INSUFFICIENT_STORAGE, error)
+    };
+    tokio::fs::create_dir_all(&folder).await.map_err(disk_error)?;
+    let draft = Draft(folder.join(format!(".upload-{:016x}", rand::random::<u64>())));
+    let mut file = tokio::fs::File::create(&draft.0).await.map_err(disk_error)?;
+    let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0u64);
+    let mut chunks = body.into_data_stream();
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk
+            .map_err(|source| Refused::unusable(format!("the upload broke off: {source}; repeat it")))?;
+        hasher.update(&chunk);
+        bytes += chunk.len() as u64;
+        file.write_all(&chunk).await.map_err(disk_error)?;
+    }
+    file.sync_all().await.map_err(disk_error)?;
+    let digest = Digest::parse(hasher.finalize().to_hex().as_str()).expect("a BLAKE3 hash is a digest");
+    tokio::fs::rename(&draft.0, active.dirs.packed_tree(&digest)).await.map_err(disk_error)?;
+    Ok(Json(UploadedTree { digest, bytes: Bytes(bytes) }))
+}
+
+/// Removed when the upload does not become whole.
+struct Draft(std::path::PathBuf);
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        // Absent after the rename.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+pub async fn register(
+    Acting(active): Acting,
+    Json(image): Json<RegisterImage>,
+) -> Result<Json<ImageView>, Refused> {
+    require_tree(&active, &image.digest)?;
+    let RegisterImage { name, digest, bytes } = image;
+    let image = Image { name: name.clone(), digest: digest.clone(), bytes };
+    let known = active.view().state.desired.images.get(&name) == Some(&image);
+    if !known {
+        let event = active.event(&name, "image registered", format!("{bytes}, to be poured to every server"));
+        committed(active.commit(vec![], vec![put(keys::image(&name), &image), event]).await?)?;
+    }
+    Ok(Json(ImageView { name, digest, bytes, servers: Vec::new() }))
+}
+
+pub async fn list(Acting(active): Acting) -> Json<Vec<ImageView>> {
+    let view = active.view();
+    let views = view.state.desired.images.values().map(|image| ImageView {
+        name: image.name.clone(),
+        digest: image.digest.clone(),
+        bytes: image.bytes,
+        servers: view
+            .observed
+            .servers
+            .iter()
+            .filter(|(_, seen)| seen.report.images.contains(&image.digest))
+            .map(|(id, _)| id.clone())
+            .collect(),
+    });
+    Json(views.collect())
+}
+
+/// A document may only name a tree that can be poured.
+pub fn require_tree(active: &crate::active::Active, digest: &Digest) -> Result<(), Refused> {
+    let here = active.dirs.packed_tree(digest).exists();
+    let poured = active.view().state.desired.images.values().any(|image| image.digest == *digest)
+        || active.view().state.desired.sites.values().any(|site| site.tree == *digest);
+    if here || poured {
+        return Ok(());
+    }
+    Err(Refused::unusable(format!("the tree {digest} was not uploaded to {}; upload it first", active.me)))
+}

@@ -1,0 +1,149 @@
+//! How a server comes to be part of a cell: the first one founds it (`kopek cell init`), the others join with
+//! a token (`kopek server join`). Both write `<etc>`: configuration, certificates, the store's location.
+//! Called by the command line, on the server itself.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper::Method;
+use kopek_core::api::{Join, Joined};
+use kopek_core::config::{CONTROL_PORT, STORE_PORT, ServerConfig};
+use kopek_core::desired::{Cell, Server, Standing};
+use kopek_core::keys;
+use kopek_link::authority::{AuthorityError, CellAuthority, Csr};
+use kopek_link::dial::{DialError, fetch_ca};
+use kopek_link::discovery::{self, DiscoveryError};
+use kopek_link::http::{Api, ApiError};
+use kopek_link::identity::{Identity, IdentityError};
+use kopek_store::location::location_file;
+use kopek_store::{Compare, Embedded, Location, Store, StoreError};
+
+use crate::active::now;
+use crate::api::servers::StoredAuthority;
+use crate::state::put;
+use crate::store_move::embedded_file;
+use crate::token::{NotAToken, Token};
+
+const JOIN_LIMIT: Duration = Duration::from_secs(15);
+/// Multicast on one network is answered in milliseconds; a controller may just be starting.
+const FIND_LIMIT: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum FoundingError {
+    #[error(
+        "{0} exists: this server belongs to a cell already; `kopek server remove` it there, then remove that folder"
+    )]
+    Taken(PathBuf),
+    #[error("cannot write {path}: {source}")]
+    Unwritable { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Token(#[from] NotAToken),
+    #[error("no controller of that cell was found on this network: {0}; give its address")]
+    NotFound(#[from] DiscoveryError),
+    #[error("the controller does not say where the cell's store is: {0}; do both run the same version?")]
+    Location(serde_json::Error),
+    #[error("cannot join: {0}")]
+    Dial(#[from] DialError),
+    #[error("cannot join: {0}")]
+    Refused(#[from] ApiError),
+}
+
+/// Makes a new cell with this server as its first, and an admin's certificate in `<etc>/admin`.
+pub async fn found(config: &ServerConfig, config_file: &Path, cell: Cell) -> Result<(), FoundingError> {
+    refuse_if_taken(config)?;
+    let authority = CellAuthority::create(&cell.name)?;
+    let csr = Csr::new()?;
+    let certificate = authority.issue_server(&csr.csr_pem, &config.name, &[config.address])?;
+    let server = Server {
+        name: config.name.clone(),
+        address: config.address,
+        rack: config.rack.clone(),
+        slots: config.slots(),
+        standing: Standing::Up,
+        joined: now(),
+    };
+    let stored = StoredAuthority { certificate: authority.ca_pem().to_owned(), key: authority.key_pem() };
+    let ops = vec![
+        put(keys::CELL.to_owned(), &cell),
+        put(keys::AUTHORITY.to_owned(), &stored),
+        put(keys::server(&config.name), &server),
+    ];
+    let store = Embedded::open(&embedded_file(&config.dirs))?;
+    store.commit(vec![Compare::Absent { key: keys::CELL.to_owned() }], ops).await?;
+    drop(store);
+    issue_admin(&authority, &config.dirs.etc.join("admin"), &[config.address])?;
+    let location = Location::Embedded {
+        host: config.name.clone(),
+        address: SocketAddr::new(config.address, STORE_PORT),
+    };
+    settle_in(config, config_file, authority.ca_pem(), &certificate, &csr.key_pem, &location)
+}
+
+/// Joins the cell that the token names, at `address` or wherever multicast finds it.
+pub async fn join(
+    config: &ServerConfig,
+    config_file: &Path,
+    address: Option<SocketAddr>,
+    token: &str,
+) -> Result<(), FoundingError> {
+    refuse_if_taken(config)?;
+    let token = Token::parse(token)?;
+    let address = match address {
+        Some(address) => address,
+        None => discovery::find(&token.fingerprint, config.address, FIND_LIMIT).await?,
+    };
+    let ca = fetch_ca(address, &token.fingerprint, JOIN_LIMIT).await?;
+    let csr = Csr::new()?;
+    let request = Join {
+        token: token.to_string(),
+        name: config.name.clone(),
+        address: config.address,
+        rack: config.rack.clone(),
+        slots: config.slots(),
+        csr: csr.csr_pem.clone(),
+    };
+    let api = Api::anonymous(&ca)?;
+    let joined: Joined = api.call(Method::POST, address, "/join", Some(&request), JOIN_LIMIT).await?;
+    let location: Location = serde_json::from_value(joined.store).map_err(FoundingError::Location)?;
+    settle_in(config, config_file, &joined.ca, &joined.certificate, &csr.key_pem, &location)
+}
+
+/// An admin's key and certificate, with the addresses of controllers, in a folder of its own.
+fn issue_admin(authority: &CellAuthority, folder: &Path, controls: &[IpAddr]) -> Result<(), FoundingError> {
+    let unwritable = |source| FoundingError::Unwritable { path: folder.to_owned(), source };
+    std::fs::create_dir_all(folder).map_err(unwritable)?;
+    let csr = Csr::new()?;
+    let certificate = authority.issue_admin(&csr.csr_pem, "root")?;
+    Identity::write(folder, authority.ca_pem(), &certificate, &csr.key_pem)?;
+    let controls: Vec<SocketAddr> =
+        controls.iter().map(|address| SocketAddr::new(*address, CONTROL_PORT)).collect();
+    let text = serde_json::to_vec(&controls).expect("addresses are plain JSON");
+    std::fs::write(folder.join("controls.json"), text).map_err(unwritable)
+}
+
+fn refuse_if_taken(config: &ServerConfig) -> Result<(), FoundingError> {
+    let path = location_file(&config.dirs.etc);
+    if path.exists() { Err(FoundingError::Taken(path)) } else { Ok(()) }
+}
+
+/// The store's location comes last: with it the server belongs to the cell.
+fn settle_in(
+    config: &ServerConfig,
+    config_file: &Path,
+    ca: &str,
+    certificate: &str,
+    key: &str,
+    location: &Location,
+) -> Result<(), FoundingError> {
+    Identity::write(&config.dirs.etc, ca, certificate, key)?;
+    std::fs::write(config_file, config.to_toml())
+        .map_err(|source| FoundingError::Unwritable { path: config_file.to_owned(), source })?;
+    Ok(location.write(&location_file(&config.dirs.etc))?)
+}
