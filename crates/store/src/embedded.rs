@@ -43,18 +43,13 @@ struct Inner {
 
 impl Embedded {
     /// Opens the file, or makes it. It must be called in a tokio runtime.
-    pub async fn open(path: &Path) -> Result<Embedded, StoreError> {
-        Embedded::open_with(path, HistoryLimits::default()).await
+    pub fn open(path: &Path) -> Result<Embedded, StoreError> {
+        Embedded::open_with(path, HistoryLimits::default())
     }
 
-    pub async fn open_with(path: &Path, limits: HistoryLimits) -> Result<Embedded, StoreError> {
-        let path = path.to_owned();
-        let (file, saved) = blocking(move || {
-            let file = File::open(&path)?;
-            let saved = file.read()?;
-            Ok((file, saved))
-        })
-        .await?;
+    pub fn open_with(path: &Path, limits: HistoryLimits) -> Result<Embedded, StoreError> {
+        let file = File::open(path)?;
+        let saved = file.read()?;
         let revision = watch::Sender::new(saved.revision);
         let state = RwLock::new(State::new(saved, limits, Instant::now()));
         let inner = Arc::new(Inner { file: Mutex::new(file), state, revision });

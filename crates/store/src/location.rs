@@ -4,11 +4,16 @@ use std::fmt;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kopek_core::ServerId;
+use kopek_core::config::Dirs;
+use kopek_link::Identity;
 use serde::{Deserialize, Serialize};
 
-use crate::store::StoreError;
+use crate::etcd::{EtcdStore, Pems};
+use crate::served::{ServedStore, store_socket};
+use crate::store::{Store, StoreError};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -56,6 +61,27 @@ impl Location {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::File::open(folder)?.sync_all()
     }
+}
+
+/// The store at one location, whatever becomes of it; `FollowingStore` is the one to work with. Connects
+/// when first asked. etcd's certificates are read from `dirs.etc`.
+pub async fn open(
+    location: &Location,
+    identity: &Identity,
+    me: &ServerId,
+    dirs: &Dirs,
+) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match location {
+        Location::Embedded { host, .. } if host == me => Arc::new(ServedStore::by_socket(store_socket(dirs))),
+        Location::Embedded { address, .. } => Arc::new(ServedStore::by_tls(*address, identity.clone())),
+        Location::Etcd { endpoints } => {
+            // Each process begins elsewhere, so that the members share the work.
+            let mut endpoints = endpoints.clone();
+            let first = rand::random_range(0..endpoints.len().max(1));
+            endpoints.rotate_left(first);
+            Arc::new(EtcdStore::new(&endpoints, &Pems::read(&dirs.etc)?).await?)
+        }
+    })
 }
 
 #[cfg(test)]

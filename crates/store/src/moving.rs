@@ -14,6 +14,11 @@ use crate::location::Location;
 use crate::store::{Compare, Entry, StoreError};
 
 pub(crate) const MOVED_KEY: &str = "/moved";
+/// How often the cell's state was moved, as decimal text; absent: never.
+pub(crate) const EPOCH_KEY: &str = "/epoch";
+/// In the source: the name of the migration under way, or of the last one. Tells whether a half-filled target
+/// is this source's own leftover.
+pub(crate) const MIGRATION_KEY: &str = "/migration";
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -33,6 +38,15 @@ impl Moving {
             why: format!("the key {MOVED_KEY} holds no marker ({error}); delete it if no migration runs"),
         })
     }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a marker has only text keys")
+    }
+}
+
+pub(crate) fn epoch_in(entry: Option<&Entry>) -> u64 {
+    let text = entry.and_then(|entry| std::str::from_utf8(&entry.value).ok());
+    text.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// The rule of every store: while the marker is there, only commits that compare it are done.

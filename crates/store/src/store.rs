@@ -86,8 +86,12 @@ pub enum Op {
         lease: Option<LeaseId>,
     },
     /// Deleting what is absent changes nothing.
-    Delete { key: String },
-    DeletePrefix { prefix: String },
+    Delete {
+        key: String,
+    },
+    DeletePrefix {
+        prefix: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,7 @@
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use crate::store::Change;
+use crate::store::{Change, Range, Store, StoreError};
 
 /// Batches that wait for a slow caller. When it is full the feeding task waits; a caller that stays away
 /// long enough finds its place compacted.
@@ -39,6 +39,13 @@ impl Watch {
     pub async fn next(&mut self) -> Result<Vec<Change>, WatchError> {
         self.batches.recv().await.ok_or(WatchError::Compacted)
     }
+}
+
+/// What is under a prefix, and every change after that.
+pub async fn read_and_watch(store: &dyn Store, prefix: &str) -> Result<(Range, Watch), StoreError> {
+    let range = store.range(prefix).await?;
+    let watch = store.watch(prefix, range.revision).await?;
+    Ok((range, watch))
 }
 
 impl Drop for Watch {

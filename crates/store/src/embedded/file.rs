@@ -78,7 +78,8 @@ impl File {
                 match change {
                     Change::Put(entry) => {
                         let lease = entry.lease.map(|lease| lease.0);
-                        entries.insert(entry.key.as_str(), (entry.revision, lease, entry.value.as_slice()))?;
+                        entries
+                            .insert(entry.key.as_str(), (entry.revision, lease, entry.value.as_slice()))?;
                     }
                     Change::Deleted { key, .. } => {
                         entries.remove(key.as_str())?;

@@ -1,0 +1,197 @@
+//! The members of an etcd cluster as one that answers. One of them is current; when it fails or is silent,
+//! the next becomes current for everybody.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::debug;
+
+use crate::store::StoreError;
+
+/// etcd answers in 1–16 ms, also while disk and cores are loaded. Longer: it is dead, frozen or cut off.
+const REQUEST_LIMIT: Duration = Duration::from_secs(1);
+/// How long members are tried in turn: longer than an election among them takes (1–2 s).
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Between two rounds through all members.
+const PAUSE: Duration = Duration::from_millis(50);
+/// A silent connection is asked after this, and dropped after as long again. Not shorter than etcd's
+/// `--grpc-keepalive-min-time`.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// What proves who we are, and who the members are, in PEM.
+pub struct Pems {
+    pub ca: String,
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Pems {
+    /// From `ca.pem`, `server.pem` and `server.key` in a server's configuration folder.
+    pub fn read(etc: &Path) -> Result<Pems, StoreError> {
+        let read = |name: &str| {
+            let path = etc.join(name);
+            std::fs::read_to_string(&path).map_err(|error| StoreError::File {
+                path: path.display().to_string(),
+                why: format!("{error}; `kopek server join` and `kopek cell init` write it"),
+            })
+        };
+        Ok(Pems { ca: read("ca.pem")?, certificate: read("server.pem")?, key: read("server.key")? })
+    }
+}
+
+pub(super) struct Members {
+    members: Vec<(String, Client)>,
+    current: AtomicUsize,
+}
+
+/// Whether a request may be sent again after its answer was lost.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Repeat {
+    Freely,
+    Never,
+}
+
+/// Why a request got no good answer.
+pub(super) enum Failure {
+    /// etcd answered that there is no such lease.
+    NotFound(String),
+    Other(StoreError),
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> StoreError {
+        match failure {
+            Failure::NotFound(why) => StoreError::Refused { why },
+            Failure::Other(error) => error,
+        }
+    }
+}
+
+impl Members {
+    pub async fn new(endpoints: &[String], pems: &Pems) -> Result<Members, StoreError> {
+        let options = ConnectOptions::new()
+            .with_tls(
+                TlsOptions::new()
+                    .ca_certificate(Certificate::from_pem(&pems.ca))
+                    .identity(Identity::from_pem(&pems.certificate, &pems.key)),
+            )
+            .with_connect_timeout(REQUEST_LIMIT)
+            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
+            .with_keep_alive_while_idle(true)
+            // A member cut off from the others would serve watches that are never fed.
+            .with_require_leader(true);
+        let mut members = Vec::new();
+        for endpoint in endpoints {
+            let client = Client::connect([endpoint], Some(options.clone())).await;
+            let client = client
+                .map_err(|error| StoreError::Refused { why: format!("no client for {endpoint}: {error}") })?;
+            members.push((endpoint.clone(), client));
+        }
+        if members.is_empty() {
+            return Err(StoreError::Refused { why: "a location in etcd names no endpoint".to_owned() });
+        }
+        Ok(Members { members, current: AtomicUsize::new(0) })
+    }
+
+    /// The member to talk to now, for streams.
+    pub fn current(&self) -> (usize, Client) {
+        let index = self.current.load(Ordering::Relaxed);
+        (index, self.members[index].1.clone())
+    }
+
+    /// Makes the next member current, unless another caller did so already.
+    pub fn leave(&self, index: usize, why: &str) {
+        let next = (index + 1) % self.members.len();
+        if self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            debug!(from = %self.members[index].0, to = %self.members[next].0, why, "changed the etcd member");
+        }
+    }
+
+    /// Sends a request until a member answers it.
+    pub async fn call<T, F>(&self, repeat: Repeat, request: impl Fn(Client) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let patience = Instant::now() + PATIENCE;
+        let mut tried = 0;
+        loop {
+            let (index, client) = self.current();
+            let (outcome, why) = match timeout(REQUEST_LIMIT, request(client)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => judge(error),
+                Err(_) => (Outcome::Unknown, format!("silent for {} ms", REQUEST_LIMIT.as_millis())),
+            };
+            match outcome {
+                Outcome::NotFound => return Err(Failure::NotFound(why)),
+                Outcome::Refused => return Err(Failure::Other(StoreError::Refused { why })),
+                Outcome::NotDone | Outcome::Unknown => self.leave(index, &why),
+            }
+            let store = || self.members[index].0.clone();
+            if outcome == Outcome::Unknown && repeat == Repeat::Never {
+                return Err(Failure::Other(StoreError::Uncertain { store: store(), why }));
+            }
+            if Instant::now() >= patience {
+                return Err(Failure::Other(StoreError::Unavailable { store: store(), why }));
+            }
+            tried += 1;
+            if tried % self.members.len() == 0 {
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// etcd understood and refuses: asking elsewhere gives the same.
+    Refused,
+    NotFound,
+    /// It provably did not reach the cluster.
+    NotDone,
+    Unknown,
+}
+
+/// By gRPC status code number: the codes' type is not exported by etcd-client.
+fn judge(error: Error) -> (Outcome, String) {
+    let Error::GRpcStatus(status) = &error else {
+        return match error {
+            // etcd-client's word for a keep-alive answered with a time of 0.
+            Error::LeaseKeepAliveError(why) => (Outcome::NotFound, why),
+            other => (Outcome::Unknown, other.to_string()),
+        };
+    };
+    let why = status.message().to_owned();
+    let outcome = match i32::from(status.code()) {
+        // NOT_FOUND
+        5 => Outcome::NotFound,
+        // INVALID_ARGUMENT, ALREADY_EXISTS, PERMISSION_DENIED, RESOURCE_EXHAUSTED (the database is full),
+        // FAILED_PRECONDITION, OUT_OF_RANGE, UNIMPLEMENTED, UNAUTHENTICATED
+        3 | 6 | 7 | 8 | 9 | 11 | 12 | 16 => Outcome::Refused,
+        // UNAVAILABLE: said before anything was proposed.
+        14 if why == "etcdserver: no leader" => Outcome::NotDone,
+        _ if never_connected(status) => Outcome::NotDone,
+        _ => Outcome::Unknown,
+    };
+    (outcome, why)
+}
+
+fn never_connected(status: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(status);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return matches!(
+                io.kind(),
+                ErrorKind::ConnectionRefused
+                    | ErrorKind::HostUnreachable
+                    | ErrorKind::NetworkUnreachable
+                    | ErrorKind::AddrNotAvailable
+            );
+        }
+        cause = error.source();
+    }
+    false
+}

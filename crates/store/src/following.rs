@@ -1,0 +1,293 @@
+//! The store, wherever it is: starts from `<etc>/store.json`, and when the cell's state is moved, goes along,
+//! rewrites that file and has every watch answer `Compacted`. What agents and controllers hold.
+//!
+//! Promise: no revision of one store is mistaken for one of another. The stores number their commits
+//! independently, so the number of moves so far (`/epoch`, written by `migrate`) is the upper part of every
+//! revision that leaves here: a compare made before a move is a conflict after it, never a chance match.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kopek_core::ServerId;
+use kopek_core::config::Dirs;
+use kopek_link::Identity;
+use tokio::sync::{Mutex, mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use crate::location::{Location, location_file, open};
+use crate::moving::{EPOCH_KEY, MOVED_KEY, Moving, epoch_in};
+use crate::store::{Change, Commit, Compare, Entry, LeaseId, Op, Range, Revision, Store, StoreError};
+use crate::watch::{Watch, read_and_watch};
+
+/// Revisions of one store below the epoch: 10^12 commits. With 13 bits of epochs above, a revision is exact
+/// in a JSON number of JavaScript too.
+const EPOCH_SHIFT: u32 = 40;
+/// How long a commit waits out a move. The source is frozen for a fraction of a second.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+/// Between attempts to watch the marker while the store does not answer.
+const RETRY: Duration = Duration::from_millis(500);
+
+pub struct FollowingStore {
+    inner: Arc<Inner>,
+    follower: AbortHandle,
+}
+
+struct Inner {
+    identity: Identity,
+    me: ServerId,
+    dirs: Dirs,
+    home: Mutex<Home>,
+    location: watch::Sender<Location>,
+    /// The number of times that the home was changed or left, for the watches.
+    departures: watch::Sender<u64>,
+}
+
+struct Home {
+    location: Location,
+    store: Arc<dyn Store>,
+    /// Unknown until the store was found to be the home, and again once it is known to have moved.
+    epoch: Option<u64>,
+}
+
+/// A store that was the home when it was last looked at.
+#[derive(Clone)]
+struct Settled {
+    store: Arc<dyn Store>,
+    epoch: u64,
+}
+
+impl FollowingStore {
+    /// From `<etc>/store.json`. The store need not answer yet.
+    pub async fn open(
+        dirs: &Dirs,
+        identity: &Identity,
+        me: &ServerId,
+    ) -> Result<Arc<FollowingStore>, StoreError> {
+        let location = Location::read(&file(dirs))?;
+        let store = open(&location, identity, me, dirs).await?;
+        let inner = Arc::new(Inner {
+            identity: identity.clone(),
+            me: me.clone(),
+            dirs: dirs.clone(),
+            location: watch::Sender::new(location.clone()),
+            home: Mutex::new(Home { location, store, epoch: None }),
+            departures: watch::Sender::new(0),
+        });
+        let follower = tokio::spawn(inner.clone().follow()).abort_handle();
+        Ok(Arc::new(FollowingStore { inner, follower }))
+    }
+
+    /// Where the state is, as far as this process has seen.
+    pub fn location(&self) -> watch::Receiver<Location> {
+        self.inner.location.subscribe()
+    }
+}
+
+impl Drop for FollowingStore {
+    fn drop(&mut self) {
+        self.follower.abort();
+    }
+}
+
+#[async_trait]
+impl Store for FollowingStore {
+    async fn range(&self, prefix: &str) -> Result<Range, StoreError> {
+        let home = self.inner.home().await?;
+        let range = home.store.range(prefix).await?;
+        let entries = range.entries.into_iter().map(|entry| home.entry(entry)).collect();
+        Ok(Range { entries, revision: home.outside(range.revision) })
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let home = self.inner.home().await?;
+        Ok(home.store.get(key).await?.map(|entry| home.entry(entry)))
+    }
+
+    async fn commit(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Commit, StoreError> {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            let home = self.inner.home().await?;
+            let Some(compares) = compares.iter().map(|compare| home.compare(compare)).collect() else {
+                return Ok(Commit::Conflict);
+            };
+            match home.store.commit(compares, ops.clone()).await {
+                Ok(Commit::Done { revision }) => {
+                    return Ok(Commit::Done { revision: home.outside(revision) });
+                }
+                Err(StoreError::Moved(_)) if Instant::now() < patience => self.inner.leave(&home).await,
+                Err(StoreError::Moving) if Instant::now() < patience => sleep(PAUSE).await,
+                other => return other,
+            }
+        }
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        let departures = self.inner.departures.subscribe();
+        let home = self.inner.home().await?;
+        let from = home.inside(from);
+        let watch = match from {
+            Some(from) => Some(home.store.watch(prefix, from).await?),
+            None => None,
+        };
+        Ok(Watch::fed_by(|batches| feed(home, watch, departures, batches)))
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.inner.home().await?.store.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.home().await?.store.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.home().await?.store.revoke(lease).await
+    }
+}
+
+impl Settled {
+    fn outside(&self, revision: Revision) -> Revision {
+        assert!(revision >> EPOCH_SHIFT == 0, "a store counts fewer than 2^{EPOCH_SHIFT} commits");
+        self.epoch << EPOCH_SHIFT | revision
+    }
+
+    /// Nothing for a revision of an earlier home.
+    fn inside(&self, revision: Revision) -> Option<Revision> {
+        let mask = (1 << EPOCH_SHIFT) - 1;
+        // Revision 0 is before everything, in every store.
+        (revision == 0 || revision >> EPOCH_SHIFT == self.epoch).then_some(revision & mask)
+    }
+
+    fn entry(&self, entry: Entry) -> Entry {
+        Entry { revision: self.outside(entry.revision), ..entry }
+    }
+
+    fn change(&self, change: Change) -> Change {
+        match change {
+            Change::Put(entry) => Change::Put(self.entry(entry)),
+            Change::Deleted { key, revision } => Change::Deleted { key, revision: self.outside(revision) },
+        }
+    }
+
+    /// Nothing if it cannot hold any more.
+    fn compare(&self, compare: &Compare) -> Option<Compare> {
+        match compare {
+            Compare::RevisionIs { key, revision } => {
+                Some(Compare::RevisionIs { key: key.clone(), revision: self.inside(*revision)? })
+            }
+            other => Some(other.clone()),
+        }
+    }
+}
+
+impl Inner {
+    async fn home(&self) -> Result<Settled, StoreError> {
+        let mut home = self.home.lock().await;
+        let epoch = match home.epoch {
+            Some(epoch) => epoch,
+            None => self.settle(&mut home).await?,
+        };
+        Ok(Settled { store: home.store.clone(), epoch })
+    }
+
+    /// Follows the markers to the store that is the home, and remembers it on disk.
+    async fn settle(&self, home: &mut Home) -> Result<u64, StoreError> {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            let marker = home.store.get(MOVED_KEY).await?;
+            match marker.map(|marker| Moving::parse(&marker.value)).transpose()? {
+                None | Some(Moving::Frozen) => break,
+                Some(Moving::Moved { to, .. } | Moving::Filling { was: Some(to), .. }) => {
+                    home.store = open(&to, &self.identity, &self.me, &self.dirs).await?;
+                    home.location = to;
+                }
+                // Opened as soon as its source points to it.
+                Some(Moving::Filling { was: None, .. }) => {}
+            }
+            if Instant::now() > patience {
+                return Err(StoreError::Moving);
+            }
+            sleep(PAUSE).await;
+        }
+        let epoch = epoch_in(home.store.get(EPOCH_KEY).await?.as_ref());
+        if *self.location.borrow() != home.location {
+            home.location.write(&file(&self.dirs))?;
+            info!(to = %home.location, "followed the cell's state");
+            self.location.send_replace(home.location.clone());
+        }
+        home.epoch = Some(epoch);
+        Ok(epoch)
+    }
+
+    /// Ends the watches on a home that has moved; the next request looks for the new one.
+    async fn leave(&self, left: &Settled) {
+        let mut home = self.home.lock().await;
+        if home.epoch == Some(left.epoch) && Arc::ptr_eq(&home.store, &left.store) {
+            home.epoch = None;
+            self.departures.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Notices a move also while nobody commits.
+    async fn follow(self: Arc<Inner>) {
+        loop {
+            match self.home().await {
+                Ok(home) => match moved_away(home.store.as_ref()).await {
+                    Ok(()) => self.leave(&home).await,
+                    Err(_) => sleep(RETRY).await,
+                },
+                Err(error @ StoreError::Unavailable { .. }) => {
+                    tracing::debug!(%error, "looking for the cell's state");
+                    sleep(RETRY).await;
+                }
+                Err(error) => {
+                    warn!(%error, "cannot follow the cell's state");
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+}
+
+/// Resolves when the store's marker says that it is not the home any more.
+async fn moved_away(store: &dyn Store) -> Result<(), StoreError> {
+    loop {
+        let (range, mut watch) = read_and_watch(store, MOVED_KEY).await?;
+        let marker = range.entries.first().map(|marker| Moving::parse(&marker.value)).transpose()?;
+        match marker {
+            Some(Moving::Moved { .. } | Moving::Filling { .. }) => return Ok(()),
+            Some(Moving::Frozen) | None => {}
+        }
+        // Whatever it says, also that it was compacted: look again.
+        let _ = watch.next().await;
+    }
+}
+
+async fn feed(
+    home: Settled,
+    watch: Option<Watch>,
+    mut departures: watch::Receiver<u64>,
+    batches: mpsc::Sender<Vec<Change>>,
+) {
+    let Some(mut watch) = watch else { return };
+    loop {
+        let changes = tokio::select! {
+            changes = watch.next() => changes,
+            _ = departures.changed() => return,
+        };
+        let Ok(changes) = changes else { return };
+        let changes = changes.into_iter().map(|change| home.change(change)).collect();
+        if batches.send(changes).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn file(dirs: &Dirs) -> PathBuf {
+    location_file(&dirs.etc)
+}
