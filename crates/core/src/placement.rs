@@ -64,4 +64,7 @@ pub struct PoolPlacement {
     pub bootstrap: Option<ServerId>,
     /// Whether the pool has ever been seen in service. Before that an empty member may start the group.
     pub formed: bool,
+    /// Since when no member has been seen in service, once the pool was.
+    #[serde(default)]
+    pub stopped: Option<Moment>,
 }

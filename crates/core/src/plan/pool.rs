@@ -19,18 +19,30 @@ use crate::observed::{MemberState, Position, SeenMember};
 use super::Draft;
 use super::step::{Action, Subject};
 
+/// Galera members that lost sight of one another form their group again within evs.suspect_timeout (5 s by
+/// default) of seeing each other, or never.
+const REGROUP_MS: u64 = 8_000;
+
 pub(super) fn form(draft: &mut Draft) {
     add_members(draft);
     end_bootstrap(draft);
     let in_service = synced(draft).into_iter().next();
     match in_service {
-        Some(member) if !draft.state.placed.pool.formed => {
-            draft.act(Action::PoolFormed, format!("{member} is synced"));
+        Some(member) => {
+            let reason = format!("{member} is synced");
+            draft.act(Action::PoolFormed, reason.clone());
+            draft.act(Action::PoolServes, reason);
         }
-        Some(_) => {}
-        None if draft.state.placed.pool.bootstrap.is_some() => {}
-        None if draft.state.placed.pool.formed => start_again(draft),
-        None => start_first(draft),
+        None if draft.state.placed.pool.formed => {
+            if !draft.is_just_started() {
+                draft.act(Action::PoolStopped, "no member is synced");
+            }
+            if draft.state.placed.pool.bootstrap.is_none() {
+                start_again(draft);
+            }
+        }
+        None if draft.state.placed.pool.bootstrap.is_none() => start_first(draft),
+        None => {}
     }
 }
 
@@ -171,8 +183,14 @@ fn newest(draft: &Draft) -> Result<(ServerId, String), Wait> {
     let state = |member: &ServerId| seen(draft, member).map(|m| &m.state);
     let unready = members.iter().filter(|m| matches!(state(m), Some(MemberState::Unready { .. }))).count();
     let starting = members.iter().any(|m| state(m) == Some(&MemberState::Starting));
-    // Running members that are a majority find one another again; a donor looks unready to its joiner.
-    if unready * 2 > members.len() || (unready > 0 && starting) {
+    // One that is unready may be giving a starting one its copy.
+    if unready > 0 && starting {
+        return Err(Wait::Moment);
+    }
+    // Running members that are a majority may find one another again; not if other ones, that stopped, were
+    // with them when they last were in service.
+    let stopped_for = draft.state.placed.pool.stopped.map_or(0, |since| draft.now.millis_since(since));
+    if unready * 2 > members.len() && stopped_for < REGROUP_MS {
         return Err(Wait::Moment);
     }
     let positions: Vec<(&ServerId, &Position)> =

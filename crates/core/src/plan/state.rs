@@ -99,6 +99,13 @@ impl State {
                 self.placed.pool.bootstrap.take_if(|chosen| chosen == server).is_some()
             }
             Action::PoolFormed => !std::mem::replace(&mut self.placed.pool.formed, true),
+            Action::PoolStopped => {
+                let stopped = &mut self.placed.pool.stopped;
+                let new = stopped.is_none();
+                stopped.get_or_insert(at);
+                new
+            }
+            Action::PoolServes => self.placed.pool.stopped.take().is_some(),
         }
     }
 

@@ -109,6 +109,10 @@ pub enum Action {
     },
     /// The pool was in service for the first time.
     PoolFormed,
+    /// No member is in service any more.
+    PoolStopped,
+    /// A member is in service again.
+    PoolServes,
 }
 
 /// Why the number of a site's instances changes.
@@ -140,7 +144,9 @@ impl Action {
             | Action::RemoveMember { .. }
             | Action::Bootstrap { .. }
             | Action::EndBootstrap { .. }
-            | Action::PoolFormed => Subject::Pool,
+            | Action::PoolFormed
+            | Action::PoolStopped
+            | Action::PoolServes => Subject::Pool,
         }
     }
 
@@ -164,6 +170,8 @@ impl Action {
             Action::Bootstrap { .. } => "pool is started by one member",
             Action::EndBootstrap { .. } => "pool start ended",
             Action::PoolFormed => "pool formed",
+            Action::PoolStopped => "pool is out of service",
+            Action::PoolServes => "pool serves again",
         }
     }
 }
@@ -201,6 +209,8 @@ impl fmt::Display for Step {
             Action::Bootstrap { server } => write!(f, "start the pool on {server}"),
             Action::EndBootstrap { server } => write!(f, "{server} no longer starts the pool"),
             Action::PoolFormed => write!(f, "pool formed"),
+            Action::PoolStopped => write!(f, "pool is out of service"),
+            Action::PoolServes => write!(f, "pool serves again"),
         }?;
         write!(f, ": {}", self.reason)
     }
