@@ -1,0 +1,57 @@
+//! This server's pool member as the end of a site's connections. Called by `session` when the writer is here
+//! and by `relay` for the other servers: the same rule and the same address for both.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use kopek_core::SiteName;
+use kopek_core::part::{SqlPart, site_loopback};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+/// mariadbd's backlog answers in microseconds; one that is stopped does not answer at all.
+const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+
+/// How to reach the member for one site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Way {
+    member: SocketAddr,
+    /// The site's own address, to which its account is bound.
+    source: IpAddr,
+}
+
+/// Whether this server's member is the site's writer in `epoch`, as far as the agent knows.
+pub(crate) fn serves(part: &SqlPart, site: &SiteName, epoch: u64) -> bool {
+    part.writes_for.get(site) == Some(&epoch)
+}
+
+/// The way, or why there is none.
+pub(crate) fn way_to_member(part: &SqlPart, site: &SiteName, epoch: u64) -> Result<Way, String> {
+    let server = &part.server;
+    if !serves(part, site, epoch) {
+        return Err(match part.writes_for.get(site) {
+            Some(now) => format!("{server} serves site {site} in epoch {now}, not {epoch}"),
+            None => format!("{server} does not serve site {site}"),
+        });
+    }
+    let member = part.member.ok_or_else(|| format!("the pool member of {server} is not in service"))?;
+    let number = part.sites.get(site).ok_or_else(|| format!("{server} does not know site {site}"))?.number;
+    Ok(Way { member, source: site_loopback(number) })
+}
+
+impl Way {
+    pub(crate) async fn connect(&self) -> io::Result<TcpStream> {
+        let socket = if self.member.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // Otherwise bind would reserve a port, and a site that opens a connection for each page would run
+        // out of them: those in TIME_WAIT are reused only by connect.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
+        socket.bind(SocketAddr::new(self.source, 0))?;
+        let stream = timeout(CONNECT_LIMIT, socket.connect(self.member))
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the member does not answer"))??;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}

@@ -1,0 +1,28 @@
+//! The one MySQL packet that we speak ourselves: the error in place of the server's greeting.
+//! Called by `session`.
+
+use kopek_core::SiteName;
+
+/// Why a client is turned away before it spoke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TurnedAway {
+    NoWriter,
+    TooMany,
+}
+
+impl TurnedAway {
+    /// The packet's bytes: length, sequence number 0, 0xff, error number, text. No SQL state, because the
+    /// client has not said yet that it understands one.
+    /// <https://mariadb.com/kb/en/err_packet/>
+    pub(crate) fn packet(self, site: &SiteName) -> Vec<u8> {
+        let (number, text): (u16, String) = match self {
+            // CR_CONN_HOST_ERROR, as if the database server itself could not be reached.
+            TurnedAway::NoWriter => (2003, format!("no database server takes writes for site {site} now")),
+            // ER_CON_COUNT_ERROR
+            TurnedAway::TooMany => (1040, format!("Too many connections of site {site}")),
+        };
+        let payload = [&[0xff], &number.to_le_bytes()[..], text.as_bytes()].concat();
+        let length = u8::try_from(payload.len()).expect("a site's name has at most 32 bytes");
+        [&[length, 0, 0, 0], &payload[..]].concat()
+    }
+}

@@ -1,0 +1,501 @@
+//! Real mariadbd, the real client, one or two `sql` tasks with an agent's socket each.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use kopek_core::config::{Dirs, SQL_PORT, ServerConfig};
+use kopek_core::part::{RoutedWriter, SqlListener, SqlPart, SqlSite};
+use kopek_core::{InstanceId, ServerId, SiteName};
+use kopek_link::{CellAuthority, Csr, DialError, Identity, Parts, Preamble, dial_stream};
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+const SOON: Duration = Duration::from_secs(15);
+
+fn site(name: &str) -> SiteName {
+    SiteName::parse(name).unwrap()
+}
+
+fn server(number: u8) -> ServerId {
+    ServerId::parse(&format!("s{number}")).unwrap()
+}
+
+/// Loopback addresses of this test process only, because the relay's port is always the same.
+fn address(number: u8) -> IpAddr {
+    let process = std::process::id();
+    IpAddr::from([127, 100 + (process % 100) as u8, (process / 100 % 250) as u8, number])
+}
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(SOON, waiting).await.unwrap_or_else(|_| panic!("{what}: still not after {SOON:?}"));
+}
+
+/// A database server with the accounts that the agent would make: each only from its site's own address.
+struct Member {
+    folder: TempDir,
+    port: u16,
+    process: Child,
+}
+
+impl Member {
+    async fn new(name: &str) -> Member {
+        let member = Member::installed().await.started().await;
+        let mut accounts = String::new();
+        for (site, number) in [("blog", 5), ("shop", 6)] {
+            accounts += &format!(
+                "CREATE DATABASE {site}; CREATE USER {site}@127.1.0.{number} IDENTIFIED BY 'secret';
+                 GRANT ALL ON {site}.* TO {site}@127.1.0.{number};
+                 CREATE TABLE {site}.who (name TEXT); INSERT INTO {site}.who VALUES ('{name}');"
+            );
+        }
+        member.root(&accounts).await;
+        member
+    }
+
+    async fn installed() -> Member {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        let installed = Command::new("mariadb-install-db")
+            .args(["--no-defaults", "--user=mysql", "--skip-test-db"])
+            .arg("--auth-root-authentication-method=normal")
+            .arg(format!("--datadir={}", folder.path().join("data").display()))
+            .output()
+            .await
+            .unwrap();
+        assert!(installed.status.success(), "{installed:?}");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let process = Command::new("true").spawn().unwrap();
+        Member { folder, port, process }
+    }
+
+    async fn started(mut self) -> Member {
+        self.process = Command::new("mariadbd")
+            .args(["--no-defaults", "--user=mysql", "--skip-name-resolve", "--bind-address=127.0.0.1"])
+            .args(["--skip-networking=0", "--max-allowed-packet=64M", "--innodb-buffer-pool-size=16M"])
+            .arg(format!("--port={}", self.port))
+            .arg(format!("--datadir={}", self.folder.path().join("data").display()))
+            .arg(format!("--socket={}", self.socket().display()))
+            .arg(format!("--pid-file={}", self.folder.path().join("pid").display()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        until("mariadbd answers", async || client(&self.socket(), "root", "SELECT 1").await.is_ok()).await;
+        self
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("root.sock")
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    async fn root(&self, statements: &str) -> String {
+        client(&self.socket(), "root", statements).await.unwrap()
+    }
+
+    async fn connections_of(&self, user: &str) -> String {
+        self.root(&format!("SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{user}'")).await
+    }
+}
+
+/// The answer, or the client's complaint.
+async fn client(socket: &Path, user: &str, statements: &str) -> Result<String, String> {
+    answer_of(client_command(socket, user, statements).output().await.unwrap())
+}
+
+fn client_command(socket: &Path, user: &str, statements: &str) -> Command {
+    let mut command = Command::new("mariadb");
+    command.args(["--no-defaults", "-N", "-B", "--max-allowed-packet=64M", "-psecret", "-u", user, "-S"]);
+    command.arg(socket).args(["-e", statements]);
+    if user == "root" {
+        command.arg("--skip-password");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
+}
+
+fn answer_of(output: Output) -> Result<String, String> {
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    } else {
+        Err(String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+struct Cell {
+    authority: CellAuthority,
+}
+
+impl Cell {
+    fn new() -> Cell {
+        Cell { authority: CellAuthority::create("test").unwrap() }
+    }
+
+    async fn server(&self, number: u8) -> Server {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let dirs = Dirs { etc: path("etc"), state: path("state"), run: path("run"), log: path("log") };
+        std::fs::create_dir(&dirs.etc).unwrap();
+        let csr = Csr::new().unwrap();
+        let cert = self.authority.issue_server(&csr.csr_pem, &server(number), &[address(number)]).unwrap();
+        Identity::write(&dirs.etc, self.authority.ca_pem(), &cert, &csr.key_pem).unwrap();
+        let agent = Parts::serve(&dirs).await.unwrap();
+        let part = SqlPart {
+            server: server(number),
+            sites: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            member: None,
+            writes_for: BTreeMap::new(),
+        };
+        let mut server = Server { number, folder, dirs, agent, part, running: None };
+        server.start();
+        server
+    }
+}
+
+struct Server {
+    number: u8,
+    folder: TempDir,
+    dirs: Dirs,
+    agent: Parts,
+    part: SqlPart,
+    running: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(&mut self) {
+        let config = ServerConfig {
+            name: server(self.number),
+            address: address(self.number),
+            interface: "lo".to_owned(),
+            rack: "rack1".to_owned(),
+            slots: None,
+            http_port: 80,
+            dirs: self.dirs.clone(),
+        };
+        let dirs = self.dirs.clone();
+        self.running = Some(tokio::spawn(async move { kopek_sql::run(dirs, config).await.unwrap() }));
+    }
+
+    async fn stop(&mut self) {
+        let running = self.running.take().unwrap();
+        running.abort();
+        assert!(running.await.unwrap_err().is_cancelled());
+    }
+
+    fn socket(&self, instance: &str) -> PathBuf {
+        self.folder.path().join("instances").join(instance).join("mysqld.sock")
+    }
+
+    /// An instance without a network namespace: its socket is enough here.
+    fn with_instance(mut self, id: &str) -> Self {
+        let listener = SqlListener { socket: self.socket(id), netns: "/nonexistent".into() };
+        self.part.listeners.insert(InstanceId::parse(id).unwrap(), listener);
+        self
+    }
+
+    fn with_member(mut self, member: &Member) -> Self {
+        self.part.member = Some(member.address());
+        self
+    }
+
+    /// Tells this server who the site's writer is; the writer itself also that it is.
+    fn learns(&mut self, name: &str, writer: Option<(u8, u64)>) {
+        let routed = writer.map(|(number, epoch)| RoutedWriter {
+            server: server(number),
+            relay: SocketAddr::new(address(number), SQL_PORT),
+            epoch,
+        });
+        let number = if name == "blog" { 5 } else { 6 };
+        self.part.sites.insert(site(name), SqlSite { number, writer: routed });
+        match writer {
+            Some((number, epoch)) if number == self.number => self.part.writes_for.insert(site(name), epoch),
+            _ => self.part.writes_for.remove(&site(name)),
+        };
+        self.agent.publish(self.part.clone());
+    }
+
+    async fn listens(&self, instance: &str) -> PathBuf {
+        let socket = self.socket(instance);
+        until("the socket is there", async || UnixStream::connect(&socket).await.is_ok()).await;
+        socket
+    }
+}
+
+const WHO: &str = "SELECT CONCAT(name, ' ', CURRENT_USER()) FROM blog.who";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_reaches_its_own_database_on_its_own_server_and_no_other_sites() {
+    let (cell, member) = (Cell::new(), Member::new("m1").await);
+    let mut s1 = cell.server(1).await.with_member(&member).with_instance("blog.1").with_instance("shop.1");
+    s1.learns("blog", Some((1, 1)));
+    s1.learns("shop", Some((1, 1)));
+    let (blog, shop) = (s1.listens("blog.1").await, s1.listens("shop.1").await);
+    assert_eq!(std::fs::metadata(&blog).unwrap().permissions().mode() & 0o777, 0o666);
+    assert_eq!(client(&blog, "blog", WHO).await.unwrap(), "m1 blog@127.1.0.5");
+    let refused = client(&shop, "blog", "SELECT 1").await.unwrap_err();
+    assert!(refused.contains("Access denied for user 'blog'@'127.1.0.6'"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_reaches_the_writer_on_another_server_byte_for_byte() {
+    let (cell, member) = (Cell::new(), Member::new("m2").await);
+    let mut s1 = cell.server(1).await.with_instance("blog.1");
+    let mut s2 = cell.server(2).await.with_member(&member);
+    s1.learns("blog", Some((2, 1)));
+    s2.learns("blog", Some((2, 1)));
+    let socket = s1.listens("blog.1").await;
+    assert_eq!(client(&socket, "blog", WHO).await.unwrap(), "m2 blog@127.1.0.5");
+
+    let up = "0123456789".repeat(10_000);
+    let back = client(&socket, "blog", &format!("SELECT REPEAT('{up}', 200)")).await.unwrap();
+    assert!(back == up.repeat(200), "20 MB came back changed ({} bytes)", back.len());
+}
+
+/// A statement that ends only when its connection does.
+fn long_statement(socket: &Path) -> Child {
+    client_command(socket, "blog", "SELECT SLEEP(600)").spawn().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_writer_changes_its_connections_are_cut_and_new_ones_reach_the_new_writer() {
+    let cell = Cell::new();
+    let (m1, m2) = tokio::join!(Member::new("m1"), Member::new("m2"));
+    let mut s1 = cell.server(1).await.with_member(&m1).with_instance("blog.1").with_instance("shop.1");
+    let mut s2 = cell.server(2).await.with_member(&m2).with_instance("blog.2");
+    for server in [&mut s1, &mut s2] {
+        server.learns("blog", Some((1, 1)));
+        server.learns("shop", Some((1, 1)));
+    }
+    let (here, there, other) =
+        (s1.listens("blog.1").await, s2.listens("blog.2").await, s1.listens("shop.1").await);
+    let sessions = [long_statement(&here), long_statement(&there)];
+    let mut others = client_command(&other, "shop", "SELECT SLEEP(600)").spawn().unwrap();
+    until("both sessions run on m1", async || m1.connections_of("blog").await == "2").await;
+    until("the other site's too", async || m1.connections_of("shop").await == "1").await;
+
+    s2.learns("blog", Some((2, 2)));
+    s1.learns("blog", Some((2, 2)));
+    for session in sessions {
+        let cut = timeout(SOON, session.wait_with_output()).await.expect("cut").unwrap();
+        let complaint = answer_of(cut).unwrap_err();
+        assert!(complaint.contains("Lost connection"), "{complaint}");
+    }
+    assert_eq!(client(&here, "blog", WHO).await.unwrap(), "m2 blog@127.1.0.5");
+    assert_eq!(client(&there, "blog", WHO).await.unwrap(), "m2 blog@127.1.0.5");
+    assert!(others.try_wait().unwrap().is_none(), "the other site's connection goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_relieved_cuts_those_who_have_not_heard_of_it() {
+    let (cell, member) = (Cell::new(), Member::new("m2").await);
+    let mut s1 = cell.server(1).await.with_instance("blog.1");
+    let mut s2 = cell.server(2).await.with_member(&member);
+    s1.learns("blog", Some((2, 1)));
+    s2.learns("blog", Some((2, 1)));
+    let session = long_statement(&s1.listens("blog.1").await);
+    until("the session runs", async || member.connections_of("blog").await == "1").await;
+    s2.learns("blog", Some((1, 2)));
+    let cut = timeout(SOON, session.wait_with_output()).await.expect("cut").unwrap();
+    answer_of(cut).unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_waits_for_the_writer_and_for_a_member_that_is_still_starting() {
+    let (cell, member) = (Cell::new(), Member::new("m1").await);
+    let (gone, port) = (SocketAddr::from(([127, 0, 0, 1], 1)), member.address());
+    let mut s1 = cell.server(1).await.with_instance("blog.1");
+    s1.learns("blog", None);
+    let socket = s1.listens("blog.1").await;
+    let mut waiting = client_command(&socket, "blog", WHO).spawn().unwrap();
+    sleep(Duration::from_millis(500)).await;
+    s1.part.member = Some(gone);
+    s1.learns("blog", Some((1, 1)));
+    sleep(Duration::from_millis(500)).await;
+    assert!(waiting.try_wait().unwrap().is_none(), "it waits");
+    s1.part.member = Some(port);
+    s1.learns("blog", Some((1, 1)));
+    let served = timeout(SOON, waiting.wait_with_output()).await.unwrap().unwrap();
+    assert_eq!(answer_of(served).unwrap(), "m1 blog@127.1.0.5");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_waited_in_vain_gets_an_error_with_the_sites_name() {
+    let cell = Cell::new();
+    let mut s1 = cell.server(1).await.with_instance("blog.1");
+    s1.learns("blog", None);
+    let socket = s1.listens("blog.1").await;
+    let start = Instant::now();
+    let complaint = client(&socket, "blog", "SELECT 1").await.unwrap_err();
+    assert!(complaint.contains("2003") && complaint.contains("for site blog now"), "{complaint}");
+    let waited = start.elapsed();
+    assert!((9..13).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_256_waiting_connections_of_a_site_are_turned_away_at_once() {
+    let cell = Cell::new();
+    let mut s1 = cell.server(1).await.with_instance("blog.1").with_instance("shop.1");
+    s1.learns("blog", None);
+    s1.learns("shop", None);
+    let (socket, other) = (s1.listens("blog.1").await, s1.listens("shop.1").await);
+    let mut waiting = Vec::new();
+    for _ in 0..256 {
+        waiting.push(UnixStream::connect(&socket).await.unwrap());
+    }
+    until("one too many is turned away", async || {
+        let mut packet = Vec::new();
+        let mut late = UnixStream::connect(&socket).await.unwrap();
+        let ended = timeout(Duration::from_millis(200), late.read_to_end(&mut packet)).await.is_ok();
+        ended && packet[3..].starts_with(&[0, 0xff, 0x10, 0x04]) && packet.ends_with(b"of site blog")
+    })
+    .await;
+    let mut neighbour = UnixStream::connect(&other).await.unwrap();
+    timeout(Duration::from_millis(300), neighbour.read_u8()).await.expect_err("the other site's waits");
+    drop(waiting);
+    until("places are free again", async || {
+        let mut next = UnixStream::connect(&socket).await.unwrap();
+        timeout(Duration::from_millis(200), next.read_u8()).await.is_err()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_relay_takes_only_servers_and_only_the_right_epoch() {
+    let (cell, member) = (Cell::new(), Member::new("m2").await);
+    let mut s2 = cell.server(2).await.with_member(&member);
+    s2.learns("blog", Some((2, 7)));
+    let relay = SocketAddr::new(address(2), SQL_PORT);
+    let s1 = Identity::load(&cell.server(1).await.dirs.etc).unwrap();
+    let csr = Csr::new().unwrap();
+    let cert = cell.authority.issue_admin(&csr.csr_pem, "ann").unwrap();
+    let admin = Identity::from_pem(cell.authority.ca_pem(), &cert, &csr.key_pem).unwrap();
+
+    let want = |name: &str, epoch| Preamble::Sql { site: site(name), epoch };
+    until("the right epoch is taken", async || dial_stream(&s1, relay, &want("blog", 7), SOON).await.is_ok())
+        .await;
+    for (identity, want, reason) in [
+        (&s1, want("blog", 6), "s2 serves site blog in epoch 7, not 6"),
+        (&s1, want("blog", 8), "s2 serves site blog in epoch 7, not 8"),
+        (&s1, want("shop", 7), "s2 does not serve site shop"),
+        (&s1, Preamble::Gate { instance: InstanceId::parse("blog.1").unwrap() }, "database connections only"),
+        (&admin, want("blog", 7), "only servers of the cell"),
+    ] {
+        match dial_stream(identity, relay, &want, SOON).await {
+            Err(DialError::Refused { why, .. }) => assert!(why.contains(reason), "{why}"),
+            outcome => panic!("{want:?} led to {outcome:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_goes_on_and_even_starts_again_while_the_agent_is_gone() {
+    let (cell, member) = (Cell::new(), Member::new("m1").await);
+    let mut s1 = cell.server(1).await.with_member(&member).with_instance("blog.1");
+    s1.learns("blog", Some((1, 1)));
+    let socket = s1.listens("blog.1").await;
+    let cache = s1.dirs.state.join("parts/sql.json");
+    until("the part is kept", async || cache.exists()).await;
+    let nobody = TempDir::new().unwrap();
+    let elsewhere = Dirs { run: nobody.path().into(), ..Dirs::default() };
+    drop(std::mem::replace(&mut s1.agent, Parts::serve(&elsewhere).await.unwrap()));
+    std::fs::remove_file(s1.dirs.agent_socket()).unwrap();
+    assert_eq!(client(&socket, "blog", WHO).await.unwrap(), "m1 blog@127.1.0.5");
+    s1.stop().await;
+    assert!(UnixStream::connect(&socket).await.is_err(), "nobody listens between the two");
+    s1.start();
+    assert_eq!(client(&s1.listens("blog.1").await, "blog", WHO).await.unwrap(), "m1 blog@127.1.0.5");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_that_was_removed_is_made_again_and_one_that_leaves_the_part_is_removed() {
+    let cell = Cell::new();
+    let mut s1 = cell.server(1).await.with_instance("blog.1");
+    s1.learns("blog", None);
+    let socket = s1.listens("blog.1").await;
+    std::fs::remove_dir_all(socket.parent().unwrap()).unwrap();
+    s1.listens("blog.1").await;
+    s1.part.listeners.clear();
+    s1.learns("blog", None);
+    until("the socket is gone", async || !socket.exists()).await;
+}
+
+struct Netns(String);
+
+impl Netns {
+    async fn new() -> Netns {
+        let namespace = Netns(format!("ks{}", std::process::id()));
+        namespace.make().await;
+        namespace
+    }
+
+    async fn make(&self) {
+        ip(&["netns", "add", &self.0]).await;
+        ip(&["-n", &self.0, "link", "set", "lo", "up"]).await;
+    }
+
+    /// As for an instance that is made anew under the same name.
+    async fn replace(&self) {
+        ip(&["netns", "del", &self.0]).await;
+        self.make().await;
+    }
+
+    fn path(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.0)
+    }
+
+    async fn ask(&self, statements: &str) -> Result<String, String> {
+        let client = ["mariadb", "--no-defaults", "-N", "-B", "-h127.0.0.1", "-P3306", "-ublog", "-psecret"];
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0]).args(client).args(["-e", statements]);
+        answer_of(command.output().await.unwrap())
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+async fn ip(arguments: &[&str]) {
+    assert!(Command::new("ip").args(arguments).status().await.unwrap().success(), "ip {arguments:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_finds_mysql_on_its_own_loopback_also_in_a_namespace_made_anew() {
+    let (cell, member, namespace) = (Cell::new(), Member::new("m1").await, Netns::new().await);
+    let mut s1 = cell.server(1).await.with_member(&member).with_instance("blog.1");
+    s1.part.listeners.get_mut(&InstanceId::parse("blog.1").unwrap()).unwrap().netns = namespace.path();
+    s1.learns("blog", Some((1, 1)));
+    let is_served = async || namespace.ask(WHO).await == Ok("m1 blog@127.1.0.5".to_owned());
+    until("127.0.0.1:3306 answers", is_served).await;
+    assert!(tokio::net::TcpStream::connect("127.0.0.1:3306").await.is_err(), "the host's own is untouched");
+
+    namespace.replace().await;
+    until("it answers in the new namespace", is_served).await;
+
+    s1.part.listeners.clear();
+    s1.learns("blog", Some((1, 1)));
+    let is_refused =
+        async || namespace.ask(WHO).await.is_err_and(|complaint| complaint.contains("Can't connect"));
+    until("nobody listens any more", is_refused).await;
+}
