@@ -1,0 +1,177 @@
+//! The agent's own connection to its member, as root over the socket: how it is, and who is to leave the group.
+
+use std::path::Path;
+use std::time::Duration;
+
+use kopek_core::ServerId;
+use kopek_core::observed::Position;
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, OptsBuilder, Row, Value};
+
+/// A member that takes longer for a question about itself counts as hung.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// Making accounts and databases goes through the whole pool, and waits for slow members.
+const CHANGE_LIMIT: Duration = Duration::from_secs(20);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("MariaDB does not answer within {} s", .limit.as_secs())]
+    Late { limit: Duration },
+    #[error("MariaDB answers with columns that were not asked for")]
+    Odd,
+    #[error("MariaDB refuses: {0}")]
+    Refused(#[from] mysql_async::Error),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EvictError {
+    #[error("cannot put {dead} out of the group: of {size} members the rest would have no quorum")]
+    WouldLoseQuorum { dead: ServerId, size: usize },
+    #[error(transparent)]
+    Client(#[from] ClientError),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evicted {
+    Now,
+    /// It is no member as far as the group knows.
+    NotThere,
+}
+
+/// What a member says of itself (`SHOW GLOBAL STATUS LIKE 'wsrep_%'`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// `wsrep_local_state_comment`
+    pub state: String,
+    pub ready: bool,
+    pub primary: bool,
+    pub group_size: usize,
+    pub position: Option<Position>,
+}
+
+impl Status {
+    /// A donor does: mariabackup does not stop it.
+    pub fn accepts_writes(&self) -> bool {
+        self.ready && self.primary && matches!(self.state.as_str(), "Synced" | "Donor/Desynced")
+    }
+}
+
+pub struct Client {
+    conn: Conn,
+}
+
+impl Client {
+    pub async fn connect(socket: &Path) -> Result<Client, ClientError> {
+        let options = OptsBuilder::default()
+            .user(Some("root"))
+            .socket(Some(socket.display().to_string()))
+            // Given, so that the driver does not ask: a member without quorum refuses each SELECT.
+            .max_allowed_packet(Some(64 << 20))
+            .wait_timeout(Some(3600));
+        let conn = within(ANSWER_LIMIT, Conn::new(options)).await?;
+        Ok(Client { conn })
+    }
+
+    pub async fn status(&mut self) -> Result<Status, ClientError> {
+        const ASK: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_local_state_comment', \
+             'wsrep_ready', 'wsrep_cluster_status', 'wsrep_cluster_size', 'wsrep_last_committed', \
+             'wsrep_cluster_state_uuid')";
+        let rows: Vec<(String, String)> = within(ANSWER_LIMIT, self.conn.query(ASK)).await?;
+        let value = |name: &str| {
+            rows.iter()
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.clone())
+                .unwrap_or_default()
+        };
+        let seqno = value("wsrep_last_committed").parse().ok();
+        Ok(Status {
+            state: value("wsrep_local_state_comment"),
+            ready: value("wsrep_ready") == "ON",
+            primary: value("wsrep_cluster_status") == "Primary",
+            group_size: value("wsrep_cluster_size").parse().unwrap_or(0),
+            position: seqno.map(|seqno| Position {
+                group: value("wsrep_cluster_state_uuid"),
+                seqno,
+            }),
+        })
+    }
+
+    /// Makes the members that see each other into the group. Only for a controller that knows that no other
+    /// group is left.
+    pub async fn bootstrap_component(&mut self) -> Result<(), ClientError> {
+        self.change("SET GLOBAL wsrep_provider_options = 'pc.bootstrap=YES'")
+            .await
+    }
+
+    pub async fn evict(&mut self, dead: &ServerId) -> Result<Evicted, EvictError> {
+        let members = self
+            .rows(
+                "SELECT node_uuid, node_name FROM mysql.wsrep_cluster_members",
+                (),
+            )
+            .await?;
+        let size = members.len();
+        let id = members.into_iter().find_map(|row| {
+            let (id, name): (String, String) = mysql_async::from_row_opt(row).ok()?;
+            (name == dead.as_str()).then_some(id)
+        });
+        let Some(id) = id else {
+            return Ok(Evicted::NotThere);
+        };
+        if (size - 1) * 2 <= size {
+            return Err(EvictError::WouldLoseQuorum {
+                dead: dead.clone(),
+                size,
+            });
+        }
+        let order = format!("evs.evict={id}");
+        self.change(&format!(
+            "SET GLOBAL wsrep_provider_options = {}",
+            quoted(&order)
+        ))
+        .await?;
+        Ok(Evicted::Now)
+    }
+
+    pub async fn rows(
+        &mut self,
+        ask: &str,
+        parameters: impl Into<mysql_async::Params> + Send,
+    ) -> Result<Vec<Row>, ClientError> {
+        within(CHANGE_LIMIT, self.conn.exec(ask, parameters.into())).await
+    }
+
+    pub async fn change(&mut self, statement: &str) -> Result<(), ClientError> {
+        within(CHANGE_LIMIT, self.conn.query_drop(statement)).await
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    asked: impl Future<Output = mysql_async::Result<T>>,
+) -> Result<T, ClientError> {
+    Ok(tokio::time::timeout(limit, asked)
+        .await
+        .map_err(|_| ClientError::Late { limit })??)
+}
+
+/// A string literal. Right under every sql_mode that the agent's own session can have.
+pub fn quoted(text: &str) -> String {
+    Value::from(text).as_sql(false)
+}
+
+/// An identifier (MariaDB's "Identifier Names": a backtick inside is doubled).
+pub fn identifier(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_cannot_be_left_from_inside() {
+        assert_eq!(quoted("it's \\ here"), r"'it\'s \\ here'");
+        assert_eq!(identifier("a`b"), "`a``b`");
+    }
+}

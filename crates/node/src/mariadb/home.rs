@@ -1,0 +1,183 @@
+//! Where a member keeps its things, and the configuration file that says so to mariadbd. Debian's own
+//! /etc/mysql is never read.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kopek_core::config::Dirs;
+
+use super::{CLIENT_PORT, MemberConfig};
+use crate::daemon::{Account, DaemonError};
+
+/// Group traffic. State transfers use the next port, and 4444.
+pub const GROUP_PORT: u16 = 4567;
+const TRANSFER_PORT: u16 = 4444;
+pub const PACKAGE: &str = "mariadb-server";
+pub const PROVIDER: &str = "/usr/lib/galera/libgalera_smm.so";
+/// Time for a clean stop: InnoDB writes back what is dirty.
+pub const GRACE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone)]
+pub struct Home {
+    pub dirs: Dirs,
+    pub config: MemberConfig,
+}
+
+impl Home {
+    pub fn new(dirs: &Dirs, config: MemberConfig) -> Home {
+        Home {
+            dirs: dirs.clone(),
+            config,
+        }
+    }
+
+    /// mariadbd's and its state transfers' account. They fail in various ways as root.
+    pub fn account() -> Result<Account, DaemonError> {
+        Account::named("mysql", PACKAGE)
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dirs.state.join("mariadb")
+    }
+
+    /// Complete once it exists.
+    pub fn data(&self) -> PathBuf {
+        self.state().join("data")
+    }
+
+    pub fn tls(&self) -> PathBuf {
+        self.state().join("tls")
+    }
+
+    pub fn temporary(&self) -> PathBuf {
+        self.state().join("tmp")
+    }
+
+    pub fn configuration_file(&self) -> PathBuf {
+        self.state().join("member.cnf")
+    }
+
+    /// Exists while a bootstrap order is spent: the group has had a second member, so starting another one
+    /// would split it.
+    pub fn spent_bootstrap(&self) -> PathBuf {
+        self.state().join("bootstrap-spent")
+    }
+
+    pub fn run(&self) -> PathBuf {
+        self.dirs.run.join("mariadb")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.run().join("mariadbd.sock")
+    }
+
+    /// `gcomm://10.0.0.1,10.0.0.2`
+    pub fn group_url<'a>(group: impl Iterator<Item = &'a IpAddr>) -> String {
+        let members: Vec<String> = group
+            .map(|address| SocketAddr::new(*address, GROUP_PORT).to_string())
+            .collect();
+        format!("gcomm://{}", members.join(","))
+    }
+
+    pub fn configuration(&self) -> String {
+        let MemberConfig {
+            server,
+            address,
+            buffer_pool,
+        } = &self.config;
+        let file = |name: &str| self.tls().join(name).display().to_string();
+        let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
+        let provider = [
+            format!(
+                "gmcast.listen_addr=ssl://{}",
+                SocketAddr::new(*address, GROUP_PORT)
+            ),
+            format!("socket.ssl_ca={ca};socket.ssl_cert={cert};socket.ssl_key={key}"),
+            // A dead member is out after 1 s (5 s by default): a survivor took writes after 1.3 s. Less made
+            // a loaded machine's own pauses look like deaths.
+            "evs.keepalive_period=PT0.25S;evs.inactive_check_period=PT0.25S".to_owned(),
+            "evs.suspect_timeout=PT1S;evs.inactive_timeout=PT3S;evs.install_timeout=PT3S"
+                .to_owned(),
+            // The controller alone decides who starts a group. By itself Galera would, from a saved view.
+            "pc.recovery=FALSE".to_owned(),
+            // How far behind a member may be and still catch up without copying everything.
+            "gcache.size=64M".to_owned(),
+        ]
+        .join(";");
+        // No binary log: nothing reads it yet, and each commit would be written twice.
+        format!(
+            "# Written by the kopek agent.\n\
+             [mysqld]\n\
+             datadir={data}\n\
+             tmpdir={tmp}\n\
+             socket={socket}\n\
+             pid-file={pid}\n\
+             bind-address=127.0.0.1\n\
+             port={CLIENT_PORT}\n\
+             skip_name_resolve=ON\n\
+             local_infile=OFF\n\
+             secure_file_priv={tmp}\n\
+             max_connections=1000\n\
+             max_allowed_packet=64M\n\
+             character_set_server=utf8mb4\n\
+             collation_server=utf8mb4_general_ci\n\
+             performance_schema=OFF\n\
+             default_storage_engine=InnoDB\n\
+             innodb_buffer_pool_size={buffer}\n\
+             innodb_log_file_size=64M\n\
+             # With 0, acknowledged commits were lost when all members died at once.\n\
+             innodb_flush_log_at_trx_commit=1\n\
+             innodb_autoinc_lock_mode=2\n\
+             binlog_format=ROW\n\
+             wsrep_on=ON\n\
+             wsrep_provider={PROVIDER}\n\
+             wsrep_provider_options=\"{provider}\"\n\
+             wsrep_cluster_name=kopek\n\
+             wsrep_node_name={server}\n\
+             wsrep_node_address={address}\n\
+             # Sites have one writer each, and applications expect ids without gaps of the cluster's size.\n\
+             wsrep_auto_increment_control=OFF\n\
+             # MyISAM rows would silently stay on one member.\n\
+             wsrep_mode=REPLICATE_MYISAM\n\
+             # Unlike rsync it leaves the donor writable, and needs no name for its peer.\n\
+             wsrep_sst_method=mariabackup\n\
+             wsrep_sst_auth=mysql:\n\
+             wsrep_sst_receive_address={receive}\n\
+             [sst]\n\
+             # 4: both sides show a certificate of the cell's authority.\n\
+             encrypt=4\n\
+             tca={ca}\n\
+             tcert={cert}\n\
+             tkey={key}\n",
+            data = self.data().display(),
+            tmp = self.temporary().display(),
+            socket = self.socket().display(),
+            pid = self.run().join("mariadbd.pid").display(),
+            buffer = buffer_pool.0,
+            receive = SocketAddr::new(*address, TRANSFER_PORT),
+        )
+    }
+
+    /// The first argument of every program that reads the configuration; it must come first.
+    pub fn defaults_argument(&self) -> String {
+        format!("--defaults-file={}", self.configuration_file().display())
+    }
+}
+
+/// The group's id, the same on every server of a cell: from the cell's authority.
+pub fn group_id(ca_pem: &[u8]) -> String {
+    let hex = blake3::hash(ca_pem).to_hex();
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..32]
+    )
+}
+
+pub fn grastate(data: &Path) -> PathBuf {
+    data.join("grastate.dat")
+}

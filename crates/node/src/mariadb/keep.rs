@@ -1,0 +1,431 @@
+//! Keeps the member as the assignment says.
+//!
+//! ```text
+//!            Join, Bootstrap             answers, synced
+//!   Stopped ─────────────────► Starting ────────────────► Synced ◄────► Unready
+//!      ▲                          │                          │             │   no quorum, hung
+//!      └──────────────────────────┴──────────────────────────┴─────────────┘
+//!        Hold while starting       died: starts again, to join
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use kopek_core::SiteName;
+use kopek_core::assignment::{AssignedDatabase, AssignedMember, Start};
+use kopek_core::observed::{MemberState, Position, SeenMember};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::client::{Client, Status};
+use super::databases;
+use super::home::{GRACE, Home, PACKAGE};
+use super::position::{self, Found};
+use super::setup;
+use crate::daemon::{Backoff, Daemon, Program, explained};
+
+const NAME: &str = "mariadbd";
+/// A start takes 0.2 s to 3 s; everybody waits for it.
+const PROBE_STARTING: Duration = Duration::from_millis(50);
+const PROBE: Duration = Duration::from_millis(500);
+
+/// What the agent was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing yet: go on as it is.
+    Unknown,
+    Nothing,
+    Member(AssignedMember),
+}
+
+pub async fn keep(
+    home: Home,
+    wanted: watch::Receiver<Wanted>,
+    seen: watch::Sender<Option<SeenMember>>,
+) {
+    let found = Daemon::adopt(&home.dirs, NAME);
+    let running = found.map(|daemon| Running::new(daemon, Progress::Answered));
+    let keeper = Keeper {
+        home,
+        wanted,
+        seen,
+        running,
+        found: None,
+        backoff: Backoff::default(),
+    };
+    keeper.run().await;
+}
+
+struct Keeper {
+    home: Home,
+    wanted: watch::Receiver<Wanted>,
+    seen: watch::Sender<Option<SeenMember>>,
+    running: Option<Running>,
+    /// The position on disk, while it does not run and once it was looked for.
+    found: Option<Found>,
+    backoff: Backoff,
+}
+
+struct Running {
+    daemon: Daemon,
+    since: Instant,
+    progress: Progress,
+    client: Option<Client>,
+    position: Option<Position>,
+    /// Databases that are known to exist as assigned.
+    done: BTreeMap<SiteName, AssignedDatabase>,
+    /// Databases that could not be made, and why: told once.
+    troubles: BTreeMap<SiteName, String>,
+}
+
+/// How far it has come in this life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Its socket is not there yet, or it still joins.
+    Starting,
+    /// It was ready once, or another agent started it: silence is no more a sign of starting.
+    Answered,
+}
+
+impl Running {
+    fn new(daemon: Daemon, progress: Progress) -> Running {
+        Running {
+            daemon,
+            since: Instant::now(),
+            progress,
+            client: None,
+            position: None,
+            done: BTreeMap::new(),
+            troubles: BTreeMap::new(),
+        }
+    }
+}
+
+impl Keeper {
+    /// Ends with the agent.
+    async fn run(mut self) {
+        loop {
+            if self.wanted.has_changed().is_err() {
+                return;
+            }
+            let wanted = self.wanted.borrow_and_update().clone();
+            match (&wanted, self.running.is_some()) {
+                (Wanted::Nothing, true) => self.stop().await,
+                (Wanted::Nothing | Wanted::Unknown, false) => {
+                    self.seen.send_replace(None);
+                    self.wait_for_change().await;
+                }
+                (Wanted::Unknown, true) => self.watch(None).await,
+                (Wanted::Member(member), true) => {
+                    self.heed_bootstrap_mark(member);
+                    self.watch(Some(member)).await;
+                }
+                (Wanted::Member(member), false) => {
+                    self.heed_bootstrap_mark(member);
+                    if let Err(error) = self.begin(member).await {
+                        self.retry_later(member, &explained(&error)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The member does not run.
+    async fn begin(&mut self, member: &AssignedMember) -> Result<(), BeginError> {
+        if self.home.data().is_dir() && self.found.is_none() {
+            self.report(MemberState::Starting, 0);
+            self.found = Some(position::on_disk(&self.home).await?);
+        }
+        if member.start == Start::Hold {
+            self.report(MemberState::Stopped, 0);
+            self.wait_for_change().await;
+            return Ok(());
+        }
+        self.report(MemberState::Starting, 0);
+        let first = !self.home.data().is_dir();
+        setup::prepare(&self.home).await?;
+        if first {
+            info!("made the first data of this pool member");
+            self.found = Some(position::on_disk(&self.home).await?);
+        }
+        let group = if self.may_bootstrap(member) {
+            Group::New
+        } else {
+            Group::Existing
+        };
+        if group == Group::New {
+            position::allow_bootstrap(&self.home.data()).map_err(BeginError::Bootstrap)?;
+        }
+        let daemon = Daemon::start(&self.home.dirs, &self.program(member, group)?)?;
+        info!(pid = daemon.pid(), ?group, "pool member starts");
+        self.running = Some(Running::new(daemon, Progress::Starting));
+        Ok(())
+    }
+
+    fn program(&self, member: &AssignedMember, group: Group) -> Result<Program, BeginError> {
+        let mut args = vec![self.home.defaults_argument().into()];
+        args.push(
+            format!(
+                "--wsrep-cluster-address={}",
+                Home::group_url(member.group.values())
+            )
+            .into(),
+        );
+        if let Some(Found {
+            position,
+            recovered: true,
+        }) = &self.found
+        {
+            args.push(
+                format!(
+                    "--wsrep-start-position={}:{}",
+                    position.group, position.seqno
+                )
+                .into(),
+            );
+        }
+        if group == Group::New {
+            args.push("--wsrep-new-cluster".into());
+        }
+        Ok(Program {
+            name: NAME,
+            executable: "mariadbd",
+            package: PACKAGE,
+            args,
+            // Scripts of state transfers put their copies there.
+            environment: vec![("TMPDIR", self.home.temporary().into())],
+            account: Some(Home::account()?),
+        })
+    }
+
+    /// Probes, reports and makes databases until something else is to be done.
+    async fn watch(&mut self, member: Option<&AssignedMember>) {
+        loop {
+            self.probe(member).await;
+            let Some(running) = &mut self.running else {
+                return;
+            };
+            let starting = running.progress == Progress::Starting;
+            if starting && member.is_some_and(|member| member.start == Start::Hold) {
+                return self.stop().await;
+            }
+            let pause = if starting { PROBE_STARTING } else { PROBE };
+            tokio::select! {
+                how = running.daemon.ended() => return self.died(how).await,
+                _ = self.wanted.changed() => {
+                    self.wanted.mark_changed();
+                    return;
+                }
+                () = tokio::time::sleep(pause) => (),
+            }
+        }
+    }
+
+    async fn probe(&mut self, member: Option<&AssignedMember>) {
+        let socket = self.home.socket();
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        let status = running.status(&socket).await;
+        let (state, size) = match &status {
+            Ok(status) if status.accepts_writes() => {
+                running.progress = Progress::Answered;
+                if let Some(member) = member {
+                    running.make_databases(member).await;
+                }
+                (MemberState::Synced, status.group_size)
+            }
+            Ok(status) if running.progress == Progress::Starting && status.primary => {
+                (MemberState::Starting, status.group_size)
+            }
+            Ok(status) => {
+                let why = match status.primary {
+                    true => format!("it is {}", status.state),
+                    false => "it has no quorum".to_owned(),
+                };
+                if !status.primary && member.is_some_and(|member| may_bootstrap(&self.home, member))
+                {
+                    running.become_group().await;
+                }
+                (MemberState::Unready { why }, status.group_size)
+            }
+            Err(_) if running.progress == Progress::Starting => (MemberState::Starting, 0),
+            Err(why) => (MemberState::Unready { why: why.clone() }, 0),
+        };
+        if size > 1 && member.is_some_and(|member| member.start == Start::Bootstrap) {
+            self.spend_bootstrap();
+        }
+        self.report(state, size);
+    }
+
+    async fn died(&mut self, how: String) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        self.found = None;
+        self.report(MemberState::Starting, 0);
+        let pause = self.backoff.after(running.since.elapsed());
+        warn!(how, ?pause, log = %crate::daemon::log_file(&self.home.dirs, NAME).display(), "pool member died");
+        self.pause(pause).await;
+    }
+
+    async fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.daemon.stop(GRACE).await;
+        }
+        self.found = None;
+    }
+
+    /// A member that cannot start says that it is stopped; the reason is for people.
+    async fn retry_later(&mut self, member: &AssignedMember, why: &str) {
+        let pause = self.backoff.after(Duration::ZERO);
+        warn!(why, start = ?member.start, ?pause, "pool member cannot start");
+        self.report(MemberState::Stopped, 0);
+        self.pause(pause).await;
+    }
+
+    async fn pause(&mut self, pause: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => (),
+            () = self.wait_for_change() => (),
+        }
+    }
+
+    async fn wait_for_change(&mut self) {
+        if self.wanted.changed().await.is_ok() {
+            self.wanted.mark_changed();
+        }
+    }
+
+    fn report(&self, state: MemberState, group_size: usize) {
+        let (position, databases) = match &self.running {
+            Some(running) => (
+                running.position.clone(),
+                running.done.keys().cloned().collect(),
+            ),
+            None => {
+                let found = self.found.as_ref().map(|found| found.position.clone());
+                let absent = || (!self.home.data().is_dir()).then(position::nothing);
+                (found.or_else(absent), Vec::new())
+            }
+        };
+        let now = SeenMember {
+            state,
+            group_size,
+            position,
+            databases,
+        };
+        self.seen.send_if_modified(|seen| {
+            let news = seen.as_ref().is_none_or(|old| {
+                old.state != now.state
+                    || old.group_size != now.group_size
+                    || old.databases != now.databases
+                    || (old.position != now.position && matches!(now.state, MemberState::Stopped))
+            });
+            *seen = Some(now);
+            news
+        });
+    }
+
+    fn may_bootstrap(&self, member: &AssignedMember) -> bool {
+        may_bootstrap(&self.home, member)
+    }
+
+    /// A new order to bootstrap comes after one to do something else.
+    fn heed_bootstrap_mark(&self, member: &AssignedMember) {
+        if member.start != Start::Bootstrap {
+            let _ = fs::remove_file(self.home.spent_bootstrap());
+        }
+    }
+
+    fn spend_bootstrap(&self) {
+        let mark = self.home.spent_bootstrap();
+        if !mark.exists()
+            && let Err(error) = fs::write(&mark, "")
+        {
+            warn!(mark = %mark.display(), %error, "cannot note that the group was started");
+        }
+    }
+}
+
+/// An order to bootstrap holds until the group has a second member. After that the others may go on without
+/// this one, and a second group would split the pool.
+fn may_bootstrap(home: &Home, member: &AssignedMember) -> bool {
+    member.start == Start::Bootstrap && !home.spent_bootstrap().exists()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Group {
+    New,
+    Existing,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BeginError {
+    #[error(transparent)]
+    Setup(#[from] setup::SetupError),
+    #[error(transparent)]
+    Position(#[from] position::PositionError),
+    #[error(transparent)]
+    Daemon(#[from] crate::daemon::DaemonError),
+    #[error("cannot mark the data as the pool's newest")]
+    Bootstrap(#[source] std::io::Error),
+}
+
+impl Running {
+    async fn status(&mut self, socket: &std::path::Path) -> Result<Status, String> {
+        let mut client = match self.client.take() {
+            Some(client) => client,
+            None => Client::connect(socket)
+                .await
+                .map_err(|error| explained(&error))?,
+        };
+        let status = client.status().await.map_err(|error| explained(&error))?;
+        self.client = Some(client);
+        self.position = status.position.clone();
+        Ok(status)
+    }
+
+    /// Makes those that are not known to be there, one after the other; a failed one is tried again.
+    async fn make_databases(&mut self, member: &AssignedMember) {
+        self.done
+            .retain(|site, _| member.databases.contains_key(site));
+        self.troubles
+            .retain(|site, _| member.databases.contains_key(site));
+        for (site, database) in &member.databases {
+            if self.done.get(site) == Some(database) {
+                continue;
+            }
+            let Some(client) = &mut self.client else {
+                return;
+            };
+            match databases::ensure(client, database).await {
+                Ok(()) => {
+                    info!(%site, database = database.database.name, "database is there");
+                    self.troubles.remove(site);
+                    self.done.insert(site.clone(), database.clone());
+                }
+                Err(error) => {
+                    let why = explained(&error);
+                    // Its connection may be in the middle of an answer.
+                    self.client = None;
+                    self.done.remove(site);
+                    if self.troubles.insert(site.clone(), why.clone()).as_ref() != Some(&why) {
+                        warn!(%site, why, "cannot make the site's database; will try again");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn become_group(&mut self) {
+        let Some(client) = &mut self.client else {
+            return;
+        };
+        match client.bootstrap_component().await {
+            Ok(()) => info!("the members that are left become the group, as ordered"),
+            Err(error) => warn!(why = explained(&error), "cannot become the group"),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! This server's member of the pool: one MariaDB with Galera, initialised, started, watched and restarted as
+//! the assignment says. Never starts a group of its own unless told, and never a second one. The agent calls
+//! it; it survives the agent and is adopted again.
+//!
+//! ```text
+//! setup.rs ──► position.rs ──► keep.rs ──► databases.rs
+//! folders,     how new the     start,      accounts of the sites
+//! first data   data on disk is watch       whose writer this is      dump.rs: a site's SQL dump
+//! ```
+
+mod client;
+mod databases;
+mod dump;
+mod home;
+mod keep;
+mod position;
+mod setup;
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use kopek_core::assignment::{AssignedDatabase, AssignedMember};
+use kopek_core::config::Dirs;
+use kopek_core::observed::SeenMember;
+use kopek_core::{Bytes, ServerId};
+use tokio::sync::watch;
+
+pub use client::{ClientError, EvictError, Evicted};
+pub use databases::DatabaseError;
+pub use dump::DumpError;
+use home::Home;
+use keep::Wanted;
+
+/// Where a member listens for clients: on loopback only, so every connection comes through the sql relay,
+/// from the site's own loopback address.
+pub const CLIENT_PORT: u16 = 3306;
+
+/// What only this server knows about its member.
+#[derive(Debug, Clone)]
+pub struct MemberConfig {
+    pub server: ServerId,
+    /// Where the other members reach it.
+    pub address: IpAddr,
+    /// InnoDB's cache; by far most of mariadbd's memory.
+    pub buffer_pool: Bytes,
+}
+
+impl MemberConfig {
+    pub fn new(server: &ServerId, address: IpAddr) -> MemberConfig {
+        MemberConfig {
+            server: server.clone(),
+            address,
+            buffer_pool: Bytes::mib(128),
+        }
+    }
+}
+
+/// The handle of the task that keeps the member. Dropping it ends the task and leaves mariadbd running.
+#[derive(Debug)]
+pub struct Member {
+    home: Home,
+    wanted: watch::Sender<Wanted>,
+    seen: watch::Receiver<Option<SeenMember>>,
+}
+
+impl Member {
+    /// Adopts a member that runs already; otherwise does nothing before the first `apply`.
+    pub fn start(dirs: &Dirs, config: MemberConfig) -> Member {
+        let home = Home::new(dirs, config);
+        let (wanted, wanted_in) = watch::channel(Wanted::Unknown);
+        let (seen_out, seen) = watch::channel(None);
+        tokio::spawn(keep::keep(home.clone(), wanted_in, seen_out));
+        Member { home, wanted, seen }
+    }
+
+    /// What the assignment says. None: this server carries no member; a running one is stopped, its data stays.
+    pub fn apply(&self, assigned: Option<AssignedMember>) {
+        let wanted = assigned.map_or(Wanted::Nothing, Wanted::Member);
+        self.wanted.send_if_modified(|old| {
+            let changed = *old != wanted;
+            *old = wanted;
+            changed
+        });
+    }
+
+    /// What to report. Notifies of a new state, group size or database, not of each new position.
+    pub fn seen(&self) -> watch::Receiver<Option<SeenMember>> {
+        self.seen.clone()
+    }
+
+    /// mariadbd's socket; root and mysql need no password there.
+    pub fn socket(&self) -> PathBuf {
+        self.home.socket()
+    }
+
+    /// Executes a site's SQL dump with the site's own rights. The member must be synced and have the site's
+    /// database. Statements before the one that failed stay done: drop the database to repeat.
+    pub async fn import_dump(
+        &self,
+        database: &AssignedDatabase,
+        file: &Path,
+    ) -> Result<(), DumpError> {
+        dump::import_dump(&self.home, database, file).await
+    }
+
+    /// Drops a deleted site's database and account from the pool. May be repeated.
+    pub async fn drop_database(&self, database: &AssignedDatabase) -> Result<(), DatabaseError> {
+        let mut client = client::Client::connect(&self.home.socket()).await?;
+        databases::drop(&mut client, database).await
+    }
+
+    /// Puts a member that is known to be dead or frozen out of the group at once, instead of after the
+    /// group's own time limit. Refuses where the rest would have no quorum.
+    pub async fn evict(&self, dead: &ServerId) -> Result<Evicted, EvictError> {
+        client::Client::connect(&self.home.socket())
+            .await?
+            .evict(dead)
+            .await
+    }
+}
