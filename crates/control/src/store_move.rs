@@ -40,7 +40,8 @@ pub enum MoveError {
 }
 
 pub async fn to_etcd(active: &Active) -> Result<(), MoveError> {
-    if matches!(*active.location.borrow(), Location::Etcd { .. }) {
+    let from = active.location.borrow().clone();
+    if matches!(from, Location::Etcd { .. }) {
         return Err(MoveError::AlreadyThere("etcd"));
     }
     let view = active.view();
@@ -56,12 +57,14 @@ pub async fn to_etcd(active: &Active) -> Result<(), MoveError> {
     active.commit(vec![], vec![put(keys::STORE_MEMBERS.to_owned(), &members)]).await?;
     let to = Location::Etcd { endpoints: members.endpoints() };
     let target = answering(active, &to).await?;
-    migrate(active.store.as_ref(), target.as_ref(), &to).await?;
+    let source = answering(active, &from).await?;
+    migrate(source.as_ref(), target.as_ref(), &to).await?;
     Ok(())
 }
 
 pub async fn to_embedded(active: &Active) -> Result<(), MoveError> {
-    if matches!(*active.location.borrow(), Location::Embedded { .. }) {
+    let from = active.location.borrow().clone();
+    if matches!(from, Location::Embedded { .. }) {
         return Err(MoveError::AlreadyThere("the embedded store"));
     }
     let view = active.view();
@@ -76,7 +79,8 @@ pub async fn to_embedded(active: &Active) -> Result<(), MoveError> {
         .map_err(|source| MoveError::Agent { host: active.me.clone(), why: source.to_string() })?;
     let to = Location::Embedded { host: active.me.clone(), address: SocketAddr::new(me.address, STORE_PORT) };
     let target = answering(active, &to).await?;
-    migrate(active.store.as_ref(), target.as_ref(), &to).await?;
+    let source = answering(active, &from).await?;
+    migrate(source.as_ref(), target.as_ref(), &to).await?;
     // Only those who have followed the move see this, and stop their members.
     target.commit(vec![], vec![Op::Delete { key: keys::STORE_MEMBERS.to_owned() }]).await?;
     Ok(())

@@ -51,7 +51,7 @@ impl InstanceSpec {
         IDS_PER_SITE
     }
 
-    pub(crate) fn read(dir: &Path) -> Option<InstanceSpec> {
+    pub fn read(dir: &Path) -> Option<InstanceSpec> {
         serde_json::from_slice(&std::fs::read(dir.join(SPEC_FILE)).ok()?).ok()
     }
 }

@@ -1,1 +1,18 @@
 //! One server converging on its assignment: the agent and the daemons it keeps.
+
+pub mod agent;
+mod api;
+mod clock;
+pub mod daemon;
+mod edge_health;
+pub mod etcd;
+mod feed;
+mod hand_out;
+mod instances;
+pub mod keepalived;
+mod machine;
+pub mod mariadb;
+mod reporting;
+mod resolvers;
+mod store_host;
+mod store_member;

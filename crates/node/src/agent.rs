@@ -1,0 +1,277 @@
+//! `kopek agent`: root on one server, converging it on its assignment. The only process of a server that
+//! reads the store; the others get their parts from it and go on without it.
+//!
+//! ```text
+//!  store ─► feed ─┬─ assignment ─► converge ─► instances (containers)     ┐
+//!                 │               ├─► member (mariadbd)                    ├─► report ─► active controller
+//!                 │               └─► vips (keepalived)                    │
+//!                 ├─ routes ─────────► parts ─► edge, files, sql ──────────┘
+//!                 └─ store members ──► etcd
+//! ```
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kopek_core::assignment::{AssignedVip, Assignment};
+use kopek_core::config::{AGENT_PORT, Dirs, ServerConfig};
+use kopek_core::converge::{self, converge};
+use kopek_core::observed::{Health, MemberState, Report, SeenMember};
+use kopek_core::part::FilesReport;
+use kopek_instance::network::NetworkError;
+use kopek_link::http::Api;
+use kopek_link::identity::Identity;
+use kopek_link::part::Parts;
+use kopek_link::serve::{Clients, serve_https};
+use kopek_store::{FollowingStore, Store, StoreError, election};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::api::{self, Desk};
+use crate::clock::now;
+use crate::feed::{self, Feed, Routes};
+use crate::instances::{Instances, Word};
+use crate::keepalived::Keepalived;
+use crate::mariadb::{self, Member, MemberConfig};
+use crate::store_host::{StoreHost, StoreHostError};
+use crate::{edge_health, hand_out, machine, reporting, store_member};
+
+/// Loads are averages over samples this far apart, as in the kernel's own habit of seconds.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
+/// VIPs move by keepalived's own doing; this is only how soon it shows.
+const LOOK_AT_VIPS_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("cannot listen on {address}: {source}; is another Kopek running on this server?")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot serve {socket}: {source}")]
+    Socket { socket: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot serve the cell's store from this server: {0}")]
+    StoreHost(StoreHostError),
+    #[error("cannot set up the firewall of this server's instances: {0}")]
+    Firewall(NetworkError),
+}
+
+/// Runs for ever. `launcher` is our own binary.
+pub async fn run(
+    dirs: Dirs,
+    config: ServerConfig,
+    identity: Identity,
+    launcher: PathBuf,
+) -> Result<Infallible, AgentError> {
+    let address = SocketAddr::new(config.address, AGENT_PORT);
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })?;
+    machine::guard_instances(&config, &[]).map_err(AgentError::Firewall)?;
+    let host = Arc::new(StoreHost::new(&dirs, &config, &identity));
+    host.resume().await.map_err(AgentError::StoreHost)?;
+
+    // The members of the store start from what is on disk, before the store can be asked.
+    let (to_members, store_members) = watch::channel(feed::remembered_store_members(&parts_folder(&dirs)));
+    tokio::spawn(store_member::keep(dirs.clone(), config.name.clone(), store_members));
+
+    let socket = dirs.agent_socket();
+    let parts = Parts::serve(&dirs).await.map_err(|source| AgentError::Socket { socket, source })?;
+    let store: Arc<FollowingStore> = FollowingStore::open(&dirs, &identity, &config.name).await?;
+    let feed = feed::follow(store.clone(), &config.name, &parts_folder(&dirs), to_members);
+    let member = Arc::new(Member::start(&dirs, MemberConfig::new(&config.name, config.address)));
+    let edge = edge_health::watch_edge(dirs.run.join("edge.sock"));
+    let (to_vips, vips) = watch::channel(Vec::new());
+    let held = keep_vips(
+        config.clone(),
+        Keepalived::new(&dirs, &config.name, &config.interface),
+        vips,
+        edge.clone(),
+    );
+    let (instances, words) = Instances::find(&config, launcher.clone());
+    let instances = Arc::new(Mutex::new(instances));
+    let (to_report, report) = watch::channel(None);
+    tokio::spawn(reporting::push(Api::new(identity.clone()), report, leader_address(store.clone())));
+    let desk = Desk {
+        dirs,
+        config: config.clone(),
+        launcher,
+        instances: instances.clone(),
+        member: member.clone(),
+        assignment: feed.assignment.clone(),
+        host,
+    };
+    let (serving, router) = (identity.clone(), api::router(Arc::new(desk)));
+    tokio::spawn(async move { serve_https(&serving, listener, Clients::Members, router).await });
+    info!(server = %config.name, %address, "agent runs");
+    let boot = machine::boot_id(&config.dirs);
+    Agent { config, boot, feed, parts, instances, member, edge, held, to_vips, to_report }.work(words).await
+}
+
+fn parts_folder(dirs: &Dirs) -> PathBuf {
+    dirs.state.join("parts")
+}
+
+struct Agent {
+    config: ServerConfig,
+    boot: String,
+    feed: Feed,
+    parts: Parts,
+    instances: Arc<Mutex<Instances>>,
+    member: Arc<Member>,
+    edge: watch::Receiver<Health>,
+    held: watch::Receiver<Vec<IpAddr>>,
+    to_vips: watch::Sender<Vec<AssignedVip>>,
+    to_report: watch::Sender<Option<Report>>,
+}
+
+impl Agent {
+    async fn work(mut self, mut words: mpsc::Receiver<Word>) -> Result<Infallible, AgentError> {
+        let mut files = self.parts.files_report();
+        let mut seen_member = self.member.seen();
+        let mut measure = tokio::time::interval(MEASURE_EVERY);
+        loop {
+            self.settle(&files.borrow_and_update().clone(), seen_member.borrow_and_update().clone());
+            let next_start = self.instances().next_start();
+            tokio::select! {
+                Ok(()) = self.feed.assignment.changed() => {}
+                Ok(()) = self.feed.routes.changed() => {}
+                Ok(()) = files.changed() => {}
+                Ok(()) = seen_member.changed() => {}
+                Ok(()) = self.edge.changed() => {}
+                Ok(()) = self.held.changed() => {}
+                Some(word) = words.recv() => self.instances().heard(word),
+                () = until(next_start) => {}
+                _ = measure.tick() => self.instances().measure(now()),
+            }
+        }
+    }
+
+    /// Does what follows from all that is known now, hands out the parts, and reports.
+    fn settle(&self, files: &FilesReport, member: Option<SeenMember>) {
+        let assignment = self.feed.assignment.borrow().clone();
+        let routes: Routes = self.feed.routes.borrow().clone();
+        let mut instances = self.instances();
+        if let Some(assignment) = &assignment {
+            let running = converge::Running {
+                instances: instances.local(),
+                images: files.images.iter().cloned().collect(),
+                volumes: files.volumes.iter().map(|(site, seen)| (site.clone(), seen.tree.clone())).collect(),
+            };
+            for action in converge(assignment, &running, now()) {
+                instances.act(action);
+            }
+        }
+        let me = &self.config.name;
+        let assigned = assignment.as_ref();
+        self.parts.publish(hand_out::edge_part(me, &routes));
+        self.parts.publish(hand_out::files_part(me, assigned, instances.gates()));
+        let synced = member.as_ref().filter(|member| member.state == MemberState::Synced);
+        let address = synced.map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, mariadb::CLIENT_PORT)));
+        self.parts.publish(hand_out::sql_part(me, assigned, &routes, instances.listeners(), address));
+        self.member.apply(assigned.and_then(|assignment| assignment.member.clone()));
+        self.to_vips.send_if_modified(|vips| {
+            let next = assigned.map(|assignment| assignment.vips.clone()).unwrap_or_default();
+            let changed = *vips != next;
+            *vips = next;
+            changed
+        });
+        let report = self.report(assigned, &instances, files, member);
+        self.to_report.send_if_modified(|last| {
+            let changed = last.as_ref() != Some(&report);
+            *last = Some(report);
+            changed
+        });
+    }
+
+    fn report(
+        &self,
+        assignment: Option<&Assignment>,
+        instances: &Instances,
+        files: &FilesReport,
+        member: Option<SeenMember>,
+    ) -> Report {
+        let vips: BTreeSet<IpAddr> = self.held.borrow().iter().copied().collect();
+        Report {
+            server: self.config.name.clone(),
+            boot: self.boot.clone(),
+            generation: assignment.map_or(0, |assignment| assignment.generation),
+            instances: instances.seen(&files.in_flight),
+            images: files.images.clone(),
+            volumes: files.volumes.clone(),
+            member,
+            edge: *self.edge.borrow(),
+            vips: vips.into_iter().collect(),
+            disk_free: machine::disk_free(&self.config.dirs.state),
+            memory_free: machine::memory_free(),
+        }
+    }
+
+    fn instances(&self) -> std::sync::MutexGuard<'_, Instances> {
+        self.instances.lock().expect("no code panics while it holds the instances")
+    }
+}
+
+/// Sleeps until a moment of the wall clock; for ever without one.
+async fn until(moment: Option<kopek_core::Moment>) {
+    match moment.map(|moment| moment.millis_since(now())) {
+        // The clock is read again when it is over, so a far-away moment need not be exact.
+        Some(millis) => tokio::time::sleep(Duration::from_millis(millis.min(60_000))).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Keeps keepalived in step, and tells which VIPs are here.
+fn keep_vips(
+    config: ServerConfig,
+    mut keepalived: Keepalived,
+    mut vips: watch::Receiver<Vec<AssignedVip>>,
+    mut edge: watch::Receiver<Health>,
+) -> watch::Receiver<Vec<IpAddr>> {
+    let (to_held, held) = watch::channel(Vec::new());
+    tokio::spawn(async move {
+        let mut look = tokio::time::interval(LOOK_AT_VIPS_EVERY);
+        let mut open = Vec::new();
+        loop {
+            let (wanted, health) = (vips.borrow_and_update().clone(), *edge.borrow_and_update());
+            let addresses: Vec<IpAddr> = wanted.iter().map(|vip| vip.address).collect();
+            if open != addresses {
+                match machine::guard_instances(&config, &addresses) {
+                    Ok(()) => open = addresses,
+                    Err(error) => warn!(%error, "instances cannot reach the cell's public addresses"),
+                }
+            }
+            if let Err(error) = keepalived.apply(&wanted, health).await {
+                warn!(%error, "this server announces no addresses");
+            }
+            let now = keepalived.held();
+            to_held.send_if_modified(|held| {
+                let changed = *held != now;
+                *held = now;
+                changed
+            });
+            tokio::select! {
+                changed = vips.changed() => if changed.is_err() { return },
+                changed = edge.changed() => if changed.is_err() { return },
+                _ = look.tick() => {}
+            }
+        }
+    });
+    held
+}
+
+fn leader_address(store: Arc<dyn Store>) -> watch::Receiver<Option<SocketAddr>> {
+    let mut leader = election::leader(store);
+    let (to, address) = watch::channel(None);
+    tokio::spawn(async move {
+        loop {
+            to.send_replace(leader.borrow_and_update().as_ref().map(|leader| leader.address));
+            if leader.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    address
+}

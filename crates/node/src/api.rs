@@ -1,0 +1,281 @@
+//! The agent's own HTTPS port: what only this server can do for the controller or an admin. A line that is
+//! never answered (control's lines.rs), commands in instances, logs, dumps, databases to drop.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::StreamExt;
+use kopek_core::api::{DumpFault, ExecLine, ExecRequest, Refusal};
+use kopek_core::assignment::{AssignedDatabase, Assignment};
+use kopek_core::config::{Dirs, ServerConfig};
+use kopek_core::{InstanceId, SiteName};
+use kopek_instance::Who;
+use kopek_link::identity::Peer;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+
+use crate::instances::Instances;
+use crate::mariadb::{DumpError, Member};
+use crate::store_host::StoreHost;
+
+/// What a command in an instance may read on standard input, with some room for base64.
+const EXEC_BODY_MAX: usize = 96 << 20;
+/// Lines of a command's output that wait for a slow reader.
+const EXEC_LINES_MAX: usize = 64;
+const LOG_BYTES_MAX: u64 = 4 << 20;
+const LOG_LOOK_EVERY: Duration = Duration::from_millis(200);
+
+pub struct Desk {
+    pub dirs: Dirs,
+    pub config: ServerConfig,
+    pub launcher: PathBuf,
+    pub instances: Arc<Mutex<Instances>>,
+    pub member: Arc<Member>,
+    pub assignment: watch::Receiver<Option<Assignment>>,
+    pub host: Arc<StoreHost>,
+}
+
+pub fn router(desk: Arc<Desk>) -> Router {
+    let people = Router::new()
+        .route("/exec/{instance}", post(exec))
+        .layer(DefaultBodyLimit::max(EXEC_BODY_MAX))
+        .route("/logs/{site}", get(logs))
+        .layer(middleware::from_fn(only_admins));
+    let cell = Router::new()
+        .route("/line", get(line))
+        .route("/store/open", post(open_store))
+        .route("/databases/{site}/dump", put(dump))
+        .route("/databases/{site}", delete(drop_database))
+        .layer(middleware::from_fn(only_servers));
+    people.merge(cell).with_state(desk)
+}
+
+async fn only_admins(request: Request, next: Next) -> Response {
+    match request.extensions().get::<Option<Peer>>() {
+        Some(Some(Peer::Admin(_))) => next.run(request).await,
+        _ => refuse(StatusCode::FORBIDDEN, "this needs an admin certificate of the cell"),
+    }
+}
+
+async fn only_servers(request: Request, next: Next) -> Response {
+    match request.extensions().get::<Option<Peer>>() {
+        Some(Some(Peer::Server(_))) => next.run(request).await,
+        _ => refuse(StatusCode::FORBIDDEN, "this needs a server's certificate of the cell"),
+    }
+}
+
+fn refuse(status: StatusCode, error: impl ToString) -> Response {
+    (status, Json(Refusal { error: error.to_string(), active: None })).into_response()
+}
+
+/// Never answers: when this process ends, its kernel closes the connection, and that is the answer.
+async fn line() -> Response {
+    std::future::pending().await
+}
+
+async fn open_store(State(desk): State<Arc<Desk>>) -> Response {
+    match desk.host.open().await {
+        Ok(()) => Json(()).into_response(),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+/// Runs a command in an instance; answers with `ExecLine`s as they come, the exit code last.
+async fn exec(
+    State(desk): State<Arc<Desk>>,
+    Path(id): Path<InstanceId>,
+    Json(request): Json<ExecRequest>,
+) -> Response {
+    let running = desk.instances.lock().expect("no code panics while it holds the instances").running(&id);
+    let Some(running) = running else {
+        let error =
+            format!("instance {id} does not run on {}; `kopek instance ls` shows where", desk.config.name);
+        return refuse(StatusCode::NOT_FOUND, error);
+    };
+    let Ok(input) = STANDARD.decode(&request.stdin) else {
+        return refuse(StatusCode::UNPROCESSABLE_ENTITY, "the standard input is not base64");
+    };
+    let command = kopek_instance::exec_command(&running, &desk.launcher, Who::WwwData, &request.argv);
+    let mut command = tokio::process::Command::from(command);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = match command.spawn() {
+        Ok(child) => child,
+        Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, format!("instance {id}: {error}")),
+    };
+    let (lines, mut inbox) = mpsc::channel::<ExecLine>(EXEC_LINES_MAX);
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    tokio::spawn(async move {
+        let feed = async {
+            if let Some(mut stdin) = stdin {
+                // A command may end without reading all of it.
+                let _ = stdin.write_all(&input).await;
+            }
+        };
+        let out = forward(stdout, ExecLine::Out, &lines);
+        let err = forward(stderr, ExecLine::Err, &lines);
+        tokio::join!(feed, out, err);
+        let code = child.wait().await.ok().and_then(|status| status.code()).unwrap_or(1);
+        let _ = lines.send(ExecLine::Exit(code)).await;
+    });
+    let stream = futures::stream::poll_fn(move |context| inbox.poll_recv(context));
+    let body = stream.map(|line| {
+        let mut text = serde_json::to_string(&line).expect("a line is plain JSON");
+        text.push('\n');
+        Ok::<_, std::convert::Infallible>(Bytes::from(text))
+    });
+    Body::from_stream(body).into_response()
+}
+
+async fn forward(
+    from: Option<impl tokio::io::AsyncRead + Unpin>,
+    wrap: fn(String) -> ExecLine,
+    to: &mpsc::Sender<ExecLine>,
+) {
+    let Some(mut from) = from else { return };
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+        if to.send(wrap(STANDARD.encode(&buffer[..length]))).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct LogQuery {
+    /// The edge's access log instead of what the instances wrote.
+    #[serde(default)]
+    access: bool,
+    #[serde(default)]
+    follow: bool,
+    /// From the end.
+    #[serde(default)]
+    lines: usize,
+}
+
+async fn logs(
+    State(desk): State<Arc<Desk>>,
+    Path(site): Path<SiteName>,
+    Query(query): Query<LogQuery>,
+) -> Response {
+    let folder = if query.access { "access" } else { "instances" };
+    let path = desk.dirs.log.join(folder).join(format!("{site}.log"));
+    let Ok(mut file) = std::fs::File::open(&path) else {
+        return Body::empty().into_response();
+    };
+    let tail = match read_tail(&mut file, query.lines) {
+        Ok(tail) => tail,
+        Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
+    };
+    if !query.follow {
+        return Body::from(tail).into_response();
+    }
+    let first = futures::stream::once(async move { Ok(Bytes::from(tail)) });
+    let rest = futures::stream::unfold(file, |mut file| async move {
+        loop {
+            let mut buffer = Vec::new();
+            match (&mut file).take(LOG_BYTES_MAX).read_to_end(&mut buffer) {
+                Ok(0) => tokio::time::sleep(LOG_LOOK_EVERY).await,
+                Ok(_) => return Some((Ok::<_, std::io::Error>(Bytes::from(buffer)), file)),
+                Err(error) => return Some((Err(error), file)),
+            }
+        }
+    });
+    Body::from_stream(first.chain(rest)).into_response()
+}
+
+/// The last `lines` lines; leaves the file at its end.
+fn read_tail(file: &mut std::fs::File, lines: usize) -> std::io::Result<Vec<u8>> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_MAX)))?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    let ends: Vec<usize> =
+        text.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at).collect();
+    let from = match ends.len().checked_sub(lines + 1) {
+        Some(before) => ends[before] + 1,
+        None => 0,
+    };
+    Ok(text.split_off(from))
+}
+
+/// Imports an SQL dump with the rights of the site's own account.
+async fn dump(State(desk): State<Arc<Desk>>, Path(site): Path<SiteName>, body: Body) -> Response {
+    let database = desk
+        .assignment
+        .borrow()
+        .as_ref()
+        .and_then(|assignment| assignment.member.as_ref()?.databases.get(&site).cloned());
+    let Some(database) = database else {
+        let error =
+            format!("{} is not the writer of site {site} any more; repeat the command", desk.config.name);
+        return refuse(StatusCode::CONFLICT, error);
+    };
+    let folder = desk.dirs.state.join("dumps");
+    let path = folder.join(format!("{site}.sql"));
+    let imported = async {
+        let fault = |error: std::io::Error| DumpFault { line: None, message: error.to_string() };
+        tokio::fs::create_dir_all(&folder).await.map_err(fault)?;
+        let mut file = tokio::fs::File::create(&path).await.map_err(fault)?;
+        let mut chunks = body.into_data_stream();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| DumpFault { line: None, message: error.to_string() })?;
+            file.write_all(&chunk).await.map_err(fault)?;
+        }
+        file.flush().await.map_err(fault)?;
+        desk.member.import_dump(&database, &path).await.map_err(|error| match error {
+            DumpError::Statement { line, message } => DumpFault { line: Some(line), message },
+            other => DumpFault { line: None, message: other.to_string() },
+        })
+    };
+    let outcome = imported.await;
+    // Absent if it could not be made.
+    let _ = tokio::fs::remove_file(&path).await;
+    match outcome {
+        Ok(()) => Json(()).into_response(),
+        Err(fault) => (StatusCode::UNPROCESSABLE_ENTITY, Json(fault)).into_response(),
+    }
+}
+
+async fn drop_database(
+    State(desk): State<Arc<Desk>>,
+    Path(site): Path<SiteName>,
+    Json(database): Json<AssignedDatabase>,
+) -> Response {
+    match desk.member.drop_database(&database).await {
+        Ok(()) => Json(()).into_response(),
+        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, format!("database of site {site}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn tail(text: &str, lines: usize) -> String {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        String::from_utf8(read_tail(&mut file, lines).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_tail_is_the_last_lines() {
+        assert_eq!(tail("a\nb\nc\n", 2), "b\nc\n");
+        assert_eq!(tail("a\nb\nc\n", 9), "a\nb\nc\n");
+        assert_eq!(tail("a\nb\nc\n", 0), "");
+        assert_eq!(tail("", 3), "");
+    }
+}
