@@ -67,7 +67,7 @@ pub enum Violation {
         first: ServerId,
         second: ServerId,
     },
-    /// Members of the running group were struck off until those left are no majority of it.
+    /// Members of the running group were struck off until those left are less than half of it.
     PoolQuorumLost {
         members: usize,
         synced: usize,
@@ -138,7 +138,7 @@ fn check_pool(desired: &Desired, placed: &Placed, observed: &Observed) -> Vec<Vi
         .filter(|name| desired.servers.get(*name).is_some_and(|s| s.standing != Standing::Dead))
         .collect();
     let kept = synced.iter().filter(|name| pool.members.contains(**name)).count();
-    if kept * 2 <= synced.len() && !synced.is_empty() {
+    if kept * 2 < synced.len() {
         violations.push(Violation::PoolQuorumLost { members: kept, synced: synced.len() });
     }
     if let Some(server) = &pool.bootstrap {
@@ -151,7 +151,8 @@ fn check_pool(desired: &Desired, placed: &Placed, observed: &Observed) -> Vec<Vi
         }
     }
     for (site, placement) in &placed.sites {
-        if let Some(writer) = &placement.writer
+        let has_database = desired.sites.get(site).is_some_and(|s| s.database.is_some());
+        if let Some(writer) = placement.writer.as_ref().filter(|_| has_database)
             && !pool.members.contains(&writer.server)
             && kept > 0
         {

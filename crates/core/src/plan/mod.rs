@@ -33,13 +33,12 @@ pub use step::{Action, Blocked, Cause, Plan, Step, Subject};
 pub fn plan(desired: &Desired, placed: &Placed, observed: &Observed, now: Moment) -> Plan {
     let mut draft = Draft::new(desired, placed, observed, now);
     servers::keep_standings(&mut draft);
-    pool::form(&mut draft);
+    pool::keep_pool(&mut draft);
     holders::keep_holders(&mut draft);
     instances::keep_instances(&mut draft);
     drain::let_go(&mut draft);
     scale::follow_load(&mut draft);
     writers::keep_writers(&mut draft);
-    pool::shrink(&mut draft);
     Plan { at: now, steps: draft.steps, blocked: draft.blocked }
 }
 

@@ -23,8 +23,15 @@ use super::step::{Action, Subject};
 /// default) of seeing each other, or never.
 const REGROUP_MS: u64 = 8_000;
 
-pub(super) fn form(draft: &mut Draft) {
+pub(super) fn keep_pool(draft: &mut Draft) {
     add_members(draft);
+    start(draft);
+    shrink(draft);
+}
+
+fn start(draft: &mut Draft) {
+    // A turn that ends in this plan is committed and written before another one begins.
+    let is_nobodys_turn = draft.state.placed.pool.bootstrap.is_none();
     end_bootstrap(draft);
     let in_service = synced(draft).into_iter().next();
     match in_service {
@@ -37,18 +44,18 @@ pub(super) fn form(draft: &mut Draft) {
             if !draft.is_just_started() {
                 draft.act(Action::PoolStopped, "no member is synced");
             }
-            if draft.state.placed.pool.bootstrap.is_none() {
+            if is_nobodys_turn {
                 start_again(draft);
             }
         }
-        None if draft.state.placed.pool.bootstrap.is_none() => start_first(draft),
+        None if is_nobodys_turn => start_first(draft),
         None => {}
     }
 }
 
 /// A member whose server drains leaves when another took its place; one whose server was removed leaves at
-/// once. One at a time, and never while what remains could not outvote what goes.
-pub(super) fn shrink(draft: &mut Draft) {
+/// once. One at a time, and never the last one in service.
+fn shrink(draft: &mut Draft) {
     let members = &draft.state.placed.pool.members;
     let standing = |member: &ServerId| draft.state.standing(member);
     let last_joined = |m: &&ServerId| (draft.state.servers.get(*m).map(|s| s.joined), (*m).clone());
@@ -64,24 +71,22 @@ pub(super) fn shrink(draft: &mut Draft) {
         Some(_) => format!("{} members are enough", size(draft)),
     };
     let synced = synced(draft);
-    let stay = synced.iter().filter(|m| **m != leaver).count();
-    if !synced.is_empty() && !keeps_quorum(&synced, &leaver) {
-        let subject = Subject::Pool;
-        return draft.block(subject, format!("{leaver} cannot leave: only {stay} synced members would stay"));
+    let others = synced.iter().filter(|m| **m != leaver).count();
+    // It stops in good order, so those that stay need not outvote it; but somebody must stay. A server that
+    // people removed is given up for good: with nobody in service there is no quorum that it could cost.
+    let given_up = standing(&leaver).is_none() && synced.is_empty();
+    if others == 0 && !given_up {
+        return draft.block(Subject::Pool, format!("{leaver} cannot leave: no other member is in service"));
     }
-    let writes = draft.sites.keys().any(|site| {
-        let placement = draft.state.placed.sites.get(site);
+    // `writers` decides after this: a writer is moved and committed in an earlier plan than its member goes.
+    let mut databases = draft.sites.values().filter(|site| site.database.is_some());
+    let writes = databases.any(|site| {
+        let placement = draft.state.placed.sites.get(&site.name);
         placement.and_then(|p| p.writer.as_ref()).is_some_and(|writer| writer.server == leaver)
     });
-    // `writers` moves them first; with nobody in service there is nothing to move them to.
-    if !writes || synced.is_empty() {
+    if !writes || given_up {
         draft.act(Action::RemoveMember { server: leaver }, reason);
     }
-}
-
-/// One that is not in the group takes no vote along. One that is leaves a majority of the group behind.
-fn keeps_quorum(synced: &BTreeSet<ServerId>, leaver: &ServerId) -> bool {
-    !synced.contains(leaver) || (synced.len() - 1) * 2 > synced.len()
 }
 
 /// Members that the cell can have: an odd number, so that half is never a tie.
@@ -98,6 +103,9 @@ fn size(draft: &Draft) -> usize {
 /// part of the proof of who is the newest.
 fn add_members(draft: &mut Draft) {
     let size = size(draft);
+    if draft.state.placed.pool.formed && synced(draft).is_empty() {
+        return; // nobody could give it a copy
+    }
     loop {
         let members = &draft.state.placed.pool.members;
         let staying: Vec<&Server> = members
