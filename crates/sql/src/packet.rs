@@ -16,8 +16,9 @@ impl TurnedAway {
     /// <https://mariadb.com/kb/en/err_packet/>
     pub(crate) fn packet(self, site: &SiteName) -> Vec<u8> {
         let (number, text): (u16, String) = match self {
-            // CR_CONN_HOST_ERROR, as if the database server itself could not be reached.
-            TurnedAway::NoWriter => (2003, format!("no database server takes writes for site {site} now")),
+            // ER_UNKNOWN_COM_ERROR, as a Galera member that is not ready says. Not 2003: clients take numbers
+            // of the client's own range from no server ("malformed packet").
+            TurnedAway::NoWriter => (1047, format!("no database server takes writes for site {site} now")),
             // ER_CON_COUNT_ERROR
             TurnedAway::TooMany => (1040, format!("Too many connections of site {site}")),
         };

@@ -182,15 +182,9 @@ struct Server {
 
 impl Server {
     fn start(&mut self) {
-        let config = ServerConfig {
-            name: server(self.number),
-            address: address(self.number),
-            interface: "lo".to_owned(),
-            rack: "rack1".to_owned(),
-            slots: None,
-            http_port: 80,
-            dirs: self.dirs.clone(),
-        };
+        let (number, address) = (self.number, address(self.number));
+        let text = format!("name = \"s{number}\"\naddress = \"{address}\"\ninterface = \"lo\"\n");
+        let config = ServerConfig::parse(&text, Path::new("kopek.toml")).unwrap();
         let dirs = self.dirs.clone();
         self.running = Some(tokio::spawn(async move { kopek_sql::run(dirs, config).await.unwrap() }));
     }
@@ -345,7 +339,7 @@ async fn a_connection_that_waited_in_vain_gets_an_error_with_the_sites_name() {
     let socket = s1.listens("blog.1").await;
     let start = Instant::now();
     let complaint = client(&socket, "blog", "SELECT 1").await.unwrap_err();
-    assert!(complaint.contains("2003") && complaint.contains("for site blog now"), "{complaint}");
+    assert!(complaint.contains("1047") && complaint.contains("for site blog now"), "{complaint}");
     let waited = start.elapsed();
     assert!((9..13).contains(&waited.as_secs()), "{waited:?}");
 }
