@@ -176,6 +176,7 @@ async fn probe(upstreams: Rc<Upstreams>, upstream: Rc<Upstream>, gate: std::net:
     let limit = upstreams.limits.connect;
     if let Err(error) = dial(&upstreams.identity, gate, limit).await {
         debug!(instance = %upstream.instance, %error, "a silent gate gives no sign of life");
+        upstream.idle.borrow_mut().clear();
         upstream.silent.notify_waiters();
     }
 }
@@ -193,7 +194,7 @@ pub struct Upstream {
     pub silent: Notify,
     waiting: Cell<u32>,
     last_sign: Cell<Instant>,
-    last_probe: Cell<Instant>,
+    last_probe: Cell<Option<Instant>>,
 }
 
 struct Idle {
@@ -214,7 +215,7 @@ impl Upstream {
             silent: Notify::new(),
             waiting: Cell::new(0),
             last_sign: Cell::new(now),
-            last_probe: Cell::new(now),
+            last_probe: Cell::new(None),
         }
     }
 
@@ -276,9 +277,9 @@ impl Upstream {
         let Way::There(gate) = self.way else { return None };
         let due = self.waiting.get() > 0
             && self.last_sign.get().elapsed() >= suspicion
-            && self.last_probe.get().elapsed() >= PROBE_EVERY;
+            && self.last_probe.get().is_none_or(|last| last.elapsed() >= PROBE_EVERY);
         due.then(|| {
-            self.last_probe.set(Instant::now());
+            self.last_probe.set(Some(Instant::now()));
             gate
         })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -67,15 +67,8 @@ pub fn start(
     limits: Limits,
     stopped: oneshot::Receiver<()>,
 ) -> JoinHandle<Result<(), EdgeError>> {
-    let config = ServerConfig {
-        name: ServerId::parse("s1").unwrap(),
-        address: "127.0.0.1".parse().unwrap(),
-        interface: "lo".to_owned(),
-        rack: "rack1".to_owned(),
-        slots: None,
-        http_port: port,
-        dirs: dirs.clone(),
-    };
+    let text = format!("name = \"s1\"\naddress = \"127.0.0.1\"\ninterface = \"lo\"\nhttp_port = {port}\n");
+    let config = ServerConfig::parse(&text, Path::new("kopek.toml")).unwrap();
     let dirs = dirs.clone();
     std::thread::spawn(move || {
         let stop = async {
