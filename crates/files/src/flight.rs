@@ -83,10 +83,10 @@ impl Flight {
     /// Ends flights that fell silent. Runs as long as the connection.
     pub async fn watch(&self) {
         loop {
-            self.answered.notified().await;
             while let Some(until) = self.silent_at() {
                 sleep_until(until).await;
             }
+            self.answered.notified().await;
         }
     }
 

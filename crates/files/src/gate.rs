@@ -237,3 +237,44 @@ fn note_end(from: &str, ended: Result<(), GateError>) {
         Err(error) => tracing::debug!(from, %error, "a connection through the gate broke"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use kopek_core::ServerId;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_left_has_departed_after_its_drain_time_unless_it_comes_back() {
+        let instance = InstanceId::parse("blog.1").unwrap();
+        let address: SocketAddr = "127.0.0.1:80".parse().unwrap();
+        let with = FilesPart {
+            server: ServerId::parse("s1").unwrap(),
+            images: Vec::new(),
+            volumes: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            gates: BTreeMap::from([(instance.clone(), address)]),
+        };
+        let without = FilesPart { gates: BTreeMap::new(), ..with.clone() };
+        let (parts, part) = watch::channel(Some(with.clone()));
+        let gate = Gate::new(part, Arc::default(), Dirs::default());
+        let start = Instant::now();
+        let changes = async {
+            sleep(DRAIN_LIMIT * 2).await;
+            parts.send_replace(Some(without.clone()));
+            sleep(DRAIN_LIMIT / 2).await;
+            parts.send_replace(Some(with.clone()));
+            sleep(DRAIN_LIMIT * 2).await;
+            parts.send_replace(Some(without));
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = gate.departed(&instance, address) => {}
+            () = changes => {}
+        }
+        assert_eq!(start.elapsed().as_secs(), (DRAIN_LIMIT * 11 / 2).as_secs());
+    }
+}

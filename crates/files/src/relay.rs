@@ -26,18 +26,20 @@ where
     let (mut instance_read, mut instance_write) = split(instance);
     let mut requests = Box::pin(pass(&mut edge_read, &mut instance_write, || flight.request_bytes()));
     let mut responses = Box::pin(pass(&mut instance_read, &mut edge_write, || flight.response_bytes()));
-    tokio::select! {
-        ended = &mut requests => {
-            ended?;
-            tokio::select! {
-                ended = responses => ended,
-                () = flight.watch() => unreachable!("a flight is watched as long as its connection"),
+    let both = async {
+        tokio::select! {
+            ended = &mut requests => {
+                ended?;
+                responses.await
+            }
+            ended = &mut responses => {
+                ended?;
+                timeout(LINGER, requests).await.unwrap_or(Ok(()))
             }
         }
-        ended = &mut responses => {
-            ended?;
-            timeout(LINGER, requests).await.unwrap_or(Ok(()))
-        }
+    };
+    tokio::select! {
+        ended = both => ended,
         () = flight.watch() => unreachable!("a flight is watched as long as its connection"),
     }
 }

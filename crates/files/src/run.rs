@@ -14,6 +14,7 @@ use std::sync::Arc;
 use kopek_core::config::{Dirs, GATE_PORT, ServerConfig};
 use kopek_core::part::{FilesPart, FilesReport};
 use kopek_link::Identity;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
 use crate::flight::Flights;
@@ -34,6 +35,7 @@ pub enum FilesError {
 
 /// Runs until it is dropped or cannot start.
 pub async fn run(dirs: Dirs, config: ServerConfig, identity: Identity) -> Result<(), FilesError> {
+    raise_descriptor_limit();
     for path in [dirs.state.join("trees"), dirs.run.clone()] {
         std::fs::create_dir_all(&path).map_err(|source| FilesError::Folder { path, source })?;
     }
@@ -55,4 +57,13 @@ pub async fn run(dirs: Dirs, config: ServerConfig, identity: Identity) -> Result
         gate.serve_port(port, identity),
     );
     Ok(())
+}
+
+/// The gate holds thousands of connections, and the limit that processes start with is often 1,024.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "fewer connections than usual will fit through the gate");
+    }
 }

@@ -23,7 +23,7 @@ use kopek_core::{Bytes, Digest};
 use rustix::fs::{AtFlags, FileType, linkat, renameat};
 
 use super::Owners;
-use super::beneath::{Beneath, is_no_way};
+use super::beneath::Beneath;
 use super::inventory::{Inventory, Kind, Node, Where};
 use super::manifest::{Deployed, Manifest};
 use super::packed::PackedReader;
@@ -146,10 +146,7 @@ fn stage_changed(
 }
 
 fn is_same(live: &Beneath, path: &TreePath, inventory: &Inventory, content: usize) -> io::Result<bool> {
-    let file = match live.file(path) {
-        Err(error) if is_no_way(&error) => return Ok(false),
-        file => file?,
-    };
+    let Some(file) = live.file(path)? else { return Ok(false) };
     let wanted = &inventory.contents[content];
     let Where::Tar { hash, .. } = &wanted.at else { unreachable!("a packed tree is a tar") };
     if file.metadata()?.len() != wanted.bytes {
@@ -221,7 +218,8 @@ impl Deploy {
         if staged {
             return self.move_in(&staged_name(content), path, FileType::RegularFile);
         }
-        let file = self.live.file(path)?;
+        // The site removed it since it was compared; the next attempt stages it.
+        let file = self.live.file(path)?.ok_or(io::ErrorKind::NotFound)?;
         let wanted = Attributes::site(node.mode, node.mtime);
         let meta = file.metadata()?;
         let same = (meta.uid(), meta.gid(), meta.mode() & 0o7777, meta.mtime())

@@ -32,14 +32,18 @@ impl Beneath {
         Ok(self.open_at(path, OFlags::RDONLY | OFlags::DIRECTORY)?.into())
     }
 
-    /// A regular file for reading, without waiting on a FIFO or touching a device.
-    pub fn file(&self, path: &TreePath) -> io::Result<File> {
+    /// A regular file for reading, without waiting on a FIFO or touching a device; `None` if there is no such.
+    pub fn file(&self, path: &TreePath) -> io::Result<Option<File>> {
         if self.kind(path)? != Some(FileType::RegularFile) {
-            return Err(io::ErrorKind::NotFound.into());
+            return Ok(None);
         }
-        let file: File = self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?.into();
+        let file: File = match self.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY) {
+            Ok(file) => file.into(),
+            Err(error) if is_no_way(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
         // It may have been swapped since.
-        if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
+        Ok(file.metadata()?.is_file().then_some(file))
     }
 
     /// What lies there; `None` if nothing does or if the way there is no way of folders.
@@ -105,7 +109,7 @@ impl Beneath {
 }
 
 /// The folder is missing, or a file or a symbolic link lies in its place.
-pub(crate) fn is_no_way(error: &io::Error) -> bool {
+fn is_no_way(error: &io::Error) -> bool {
     use rustix::io::Errno;
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),

@@ -136,8 +136,10 @@ fn unpack_into(
         let path = TreePath::parse(&entry.path)
             .map_err(|fault| explain.tar(Refusal::new(&entry.path, fault).into()))?;
         let attributes = Attributes::of(&entry, owners).map_err(|error| explain.io(error))?;
-        if entry.kind == TarKind::Folder {
-            folders.push((path.clone(), attributes));
+        match entry.kind {
+            TarKind::Folder if path.is_top() => folders[0].1 = attributes,
+            TarKind::Folder => folders.push((path.clone(), attributes)),
+            _ => {}
         }
         if !path.is_top() {
             put_entry(&top, &path, &entry, &attributes, &mut reader)
