@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::error::{Doing, RackError};
+use crate::record::Process;
 use crate::wait::until;
 
 /// A killed process that waits for the disk leaves only when the disk answers.
@@ -94,7 +95,11 @@ impl Group {
         fs::write(&freezer, "1").doing(|| format!("write {}", freezer.display()))?;
         until(FREEZE_WAIT, || self.event("frozen") == Some(1));
         self.signal(Signal::SIGSTOP);
-        fs::write(&freezer, "0").doing(|| format!("write {}", freezer.display()))
+        fs::write(&freezer, "0").doing(|| format!("write {}", freezer.display()))?;
+        let is_stopped = |pid| Process::of(pid).and_then(|process| process.state()).is_none_or(|s| s == 'T');
+        // One that waits for the disk stops when it is served; it does nothing before that.
+        until(FREEZE_WAIT, || self.processes().into_iter().all(is_stopped));
+        Ok(())
     }
 
     pub fn resume(&self) {
