@@ -211,7 +211,7 @@ impl Cell {
             let host = together[0].clone();
             self.say(format!("control is on {host}"));
             let generations = self.written.iter().map(|(name, a)| (name.clone(), a.generation)).collect();
-            let observed = Observed { servers: BTreeMap::new(), since: self.now, generations };
+            let observed = Observed { since: self.now, generations, ..Observed::default() };
             self.controller = Some(Controller { host, observed });
             for machine in self.machines.values_mut() {
                 machine.reported = None; // agents connect anew and report at once
@@ -269,11 +269,11 @@ impl Cell {
     fn observe(&mut self) {
         let Some(controller) = &mut self.controller else { return };
         for (name, machine) in &mut self.machines {
-            if let Some(seen) = controller.observed.servers.get_mut(name)
-                && machine.power == Power::Killed
-                && !machine.cut
-            {
-                seen.refused = true;
+            if machine.power == Power::Killed && !machine.cut {
+                match controller.observed.servers.get_mut(name) {
+                    Some(seen) => seen.refused = true,
+                    None => drop(controller.observed.refused.insert(name.clone())),
+                }
             }
             if !machine.is_reachable() || !self.desired.servers.contains_key(name) {
                 continue;
@@ -285,6 +285,7 @@ impl Cell {
                 machine.reported = Some(report.clone());
                 machine.reported_at = self.now.0;
                 let seen = Seen { at: self.now, refused: false, report };
+                controller.observed.refused.remove(name);
                 controller.observed.servers.insert(name.clone(), seen);
             }
         }

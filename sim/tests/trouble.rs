@@ -16,7 +16,7 @@ fn large_cell(seed: u64) -> Cell {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_cell_becomes_whole_again_after_any_trouble(seed: u64) {

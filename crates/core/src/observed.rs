@@ -1,7 +1,7 @@
 //! What agents report. Never stored: agents push it every second, and at once on a change, to the active
 //! controller, which keeps the latest of each server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,10 @@ pub struct Observed {
     /// lower one has not seen it yet.
     #[serde(default)]
     pub generations: BTreeMap<ServerId, u64>,
+    /// Servers that this controller has never heard of and whose agent's port refuses: so a new controller
+    /// need not wait out the silence of one that died with the controller before it.
+    #[serde(default)]
+    pub refused: BTreeSet<ServerId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -129,14 +129,22 @@ fn add_members(draft: &mut Draft) {
     }
 }
 
-/// The choice stands until the group is there. A chosen server that died is chosen again only by the same
-/// proof as at first.
+/// The choice stands until the group is there. One that died may have started it unseen. At the first start
+/// its turn waits for it: then there is one group, whoever saw it. Later its turn ends, and when it is back
+/// all positions are compared again: its disk may have been replaced.
 fn end_bootstrap(draft: &mut Draft) {
     let Some(chosen) = draft.state.placed.pool.bootstrap.clone() else { return };
     let reason = match (synced(draft).into_iter().next(), draft.state.standing(&chosen)) {
         (Some(member), _) => format!("{member} is synced"),
-        (None, Some(Standing::Dead)) => format!("{chosen} is dead"),
         (None, None) => format!("{chosen} was removed from the cell"),
+        (None, Some(Standing::Dead)) if draft.state.placed.pool.formed => format!("{chosen} is dead"),
+        (None, Some(Standing::Dead)) => {
+            let why = format!(
+                "{chosen} died while it started the pool for the first time: power it on, or give it up with \
+                 `kopek server remove`"
+            );
+            return draft.block(Subject::Pool, why);
+        }
         (None, Some(_)) => return,
     };
     draft.act(Action::EndBootstrap { server: chosen }, reason);

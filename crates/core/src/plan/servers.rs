@@ -62,8 +62,11 @@ fn declare_dead(draft: &mut Draft) {
 }
 
 fn refuses(draft: &Draft, server: &ServerId) -> bool {
-    draft.observed.servers.get(server).is_some_and(|seen| seen.refused)
-        && draft.silent_for(server) >= REFUSED_MS
+    let refused = match draft.observed.servers.get(server) {
+        Some(seen) => seen.refused,
+        None => draft.observed.refused.contains(server),
+    };
+    refused && draft.silent_for(server) >= REFUSED_MS
 }
 
 /// A server that returns needs only what somebody else could give it or do without: after a power loss of

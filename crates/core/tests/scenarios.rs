@@ -1,0 +1,322 @@
+//! What Kopek decides, told as stories of simulated cells.
+
+use std::collections::BTreeSet;
+
+use kopek_core::Moment;
+use kopek_core::assign::{assignments, with_generation};
+use kopek_core::desired::Standing;
+use kopek_core::observed::Observed;
+use kopek_core::placement::Stage;
+use kopek_sim::{Cell, rack};
+
+fn three() -> kopek_sim::rack::Rack {
+    rack().server("a", 4).server("b", 4).server("c", 4)
+}
+
+fn said_since(cell: &Cell, begin: usize) -> Vec<String> {
+    cell.log[begin..].iter().map(|line| line.split_once("s  ").expect("a time").1.trim().to_owned()).collect()
+}
+
+#[track_caller]
+fn assert_said(cell: &Cell, what: &str) {
+    assert!(
+        cell.log.iter().any(|line| line.contains(what)),
+        "{what:?} was not said:\n{}",
+        cell.log.join("\n")
+    );
+}
+
+fn servers_of(cell: &Cell, site: &str) -> BTreeSet<String> {
+    cell.serving_on(site).into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+fn instances_go_to_different_racks_and_to_the_emptiest_servers() {
+    let rack = rack().server_in("left", "a", 4).server_in("left", "b", 4).server_in("right", "c", 4);
+    let mut cell = rack.site("shop", 2).site("blog", 1).start();
+    cell.settle(30_000);
+    assert_eq!(servers_of(&cell, "blog"), BTreeSet::from(["a".to_owned()]));
+    assert_eq!(servers_of(&cell, "shop"), BTreeSet::from(["b".to_owned(), "c".to_owned()]));
+}
+
+#[test]
+fn a_site_that_finds_no_slot_says_why_once() {
+    let mut cell = rack().server("a", 1).server("b", 1).site("shop", 2).site("wiki", 1).start();
+    cell.run_ms(20_000);
+    let blocked: Vec<&String> = cell.log.iter().filter(|line| line.contains("blocked")).collect();
+    assert_eq!(blocked.len(), 1, "{blocked:?}");
+    assert!(blocked[0].ends_with(
+        "blocked, wiki: 0 of at least 1 instances: no server fits: a has no free slot, b has no free slot"
+    ));
+}
+
+#[test]
+fn load_adds_an_instance_each_settle_time_and_its_end_takes_the_newest_away() {
+    let mut cell = three().site_between("shop", 1, 3).start();
+    cell.settle(30_000);
+    let begin = cell.log.len();
+    cell.demand("shop", 9_000);
+    cell.run_ms(14_000);
+    assert_eq!(cell.serving_on("shop").len(), 3);
+    cell.demand("shop", 0);
+    cell.run_ms(40_000);
+    let decisions: Vec<String> = said_since(&cell, begin)
+        .into_iter()
+        .filter(|line| line.starts_with("place") || line.starts_with("drain") || line.starts_with("remove"))
+        .map(|line| line.split(": ").next().expect("a first part").to_owned())
+        .collect();
+    assert_eq!(
+        decisions,
+        [
+            "place shop.2 on b",
+            "place shop.3 on c",
+            "drain shop.3",
+            "remove shop.3",
+            "drain shop.2",
+            "remove shop.2",
+        ]
+    );
+    assert_said(&cell, "≥ 2.00 at shop.1");
+    assert_said(&cell, "< 1.00");
+}
+
+#[test]
+fn a_site_keeps_serving_while_its_server_drains() {
+    let mut cell = three().site("shop", 1).start();
+    cell.settle(30_000);
+    let begin = cell.log.len();
+    cell.drain("a");
+    for _ in 0..100 {
+        cell.tick();
+        assert!(cell.answers("shop"), "{}", cell.log.join("\n"));
+    }
+    assert_eq!(servers_of(&cell, "shop"), BTreeSet::from(["b".to_owned()]));
+    let said = said_since(&cell, begin).join("\n");
+    let order = [
+        "place shop.2 on b: a drains",
+        "shop.2 on b is serving",
+        "drain shop.1: a drains and shop.2 serves",
+        "remove shop.1: it is idle",
+    ];
+    let mut rest = said.as_str();
+    for line in order {
+        rest = rest.split_once(line).unwrap_or_else(|| panic!("{line:?} missing, or too early:\n{said}")).1;
+    }
+}
+
+#[test]
+fn a_drained_instance_stays_until_its_visitors_have_left_or_its_time_is_over() {
+    let mut cell = three().site_between("shop", 2, 2).start();
+    cell.settle(30_000);
+    let site = cell.desired.sites.values_mut().next().unwrap();
+    (site.min, site.max) = (1, 1);
+    cell.tick();
+    let drained = |cell: &Cell| {
+        let placement = cell.placed.sites.values().next().unwrap();
+        placement.instances.values().filter(|i| matches!(i.stage, Stage::Drain { .. })).count()
+    };
+    assert_eq!(drained(&cell), 1);
+    cell.run_ms(500);
+    assert_eq!(drained(&cell), 1, "visitors are inside");
+    cell.run_ms(3_000);
+    assert_eq!(drained(&cell), 0);
+}
+
+#[test]
+fn a_new_controller_declares_nobody_dead_before_the_silence_counts_from_its_own_beginning() {
+    let mut cell = three().site("shop", 1).start();
+    cell.settle(30_000);
+    let begun = Observed { since: cell.now, ..Observed::default() };
+    for later in [0, 1_000, 2_500] {
+        let plan = kopek_core::plan::plan(&cell.desired, &cell.placed, &begun, cell.now.plus_millis(later));
+        assert_eq!((plan.steps, plan.blocked), (vec![], vec![]), "after {later} ms");
+    }
+}
+
+#[test]
+fn a_controller_that_hears_of_nobody_declares_nobody_dead_and_says_so() {
+    let mut cell = three().site("shop", 1).start();
+    cell.settle(30_000);
+    let alone = Observed { since: cell.now, ..Observed::default() };
+    let plan = kopek_core::plan::plan(&cell.desired, &cell.placed, &alone, cell.now.plus_millis(60_000));
+    assert!(!plan.steps.iter().any(|step| step.to_string().contains("dead")), "{:?}", plan.steps);
+    assert!(plan.blocked[0].reason.starts_with("a, b, c are silent, more than half"), "{:?}", plan.blocked);
+}
+
+#[test]
+fn a_server_whose_agent_refuses_is_dead_long_before_one_that_is_only_silent() {
+    let dead_after = |blow: fn(&mut Cell, &str)| {
+        let mut cell = three().site("shop", 1).start();
+        cell.settle(30_000);
+        blow(&mut cell, "c");
+        cell.run_until("c is dead", 10_000, |cell| cell.standing("c") == Some(Standing::Dead))
+    };
+    let (killed, off) = (dead_after(Cell::kill), dead_after(Cell::power_off));
+    assert!(killed <= 1_000 && (1_500..=3_600).contains(&off), "{killed} ms, {off} ms");
+}
+
+#[test]
+fn a_server_that_returns_runs_nothing_before_it_has_caught_up() {
+    let mut cell = rack().server("a", 4).server("b", 4).server("c", 4).site("shop", 3).start();
+    cell.settle(30_000);
+    cell.power_off("c");
+    cell.run_ms(5_000);
+    let site = cell.desired.sites.values_mut().next().unwrap();
+    site.tree = kopek_sim::rack::digest("shop", 2);
+    cell.run_ms(5_000);
+    cell.boot("c");
+    let begin = cell.log.len();
+    cell.settle(30_000);
+    let said = said_since(&cell, begin);
+    let back = said.iter().position(|line| line.starts_with("readmit c")).expect("it is readmitted");
+    let runs = said.iter().position(|line| line.contains("on c: ")).expect("it gets its instance back");
+    assert!(back < runs, "{said:#?}");
+    assert!(said[..back].iter().all(|line| !line.contains("on c is serving")), "{said:#?}");
+}
+
+#[test]
+fn writers_are_spread_over_the_members_and_a_dead_ones_sites_get_another_with_a_higher_epoch() {
+    let mut cell = three().site("s", 1).site("t", 1).site("u", 1).start();
+    cell.settle(30_000);
+    for server in ["a", "b", "c"] {
+        cell.run_ms(1_000);
+        assert!(["s", "t", "u"].iter().any(|site| cell.writer(site).is_some()), "{server}");
+    }
+    let victim = cell.writer("s").unwrap().to_owned();
+    let begin = cell.log.len();
+    cell.kill(&victim);
+    cell.run_ms(5_000);
+    assert_ne!(cell.writer("s"), Some(victim.as_str()));
+    assert!(
+        said_since(&cell, begin).iter().any(|l| l.starts_with("writer of s is") && l.contains("(epoch 2)"))
+    );
+    let moved: BTreeSet<_> =
+        ["s", "t", "u"].iter().map(|site| cell.writer(site).unwrap().to_owned()).collect();
+    assert_eq!(moved.len(), 2, "the two that are left share the sites");
+}
+
+#[test]
+fn after_a_power_loss_the_pool_waits_for_every_position_and_starts_from_the_newest() {
+    let mut cell = three().site("shop", 1).start();
+    cell.settle(30_000);
+    cell.power_off("c"); // falls behind
+    cell.run_ms(6_000);
+    cell.power_off("b");
+    cell.power_off("a");
+    cell.run_ms(2_000);
+    cell.boot("c");
+    cell.boot("b");
+    cell.run_ms(20_000);
+    assert!(!cell.pool.is_in_service(), "the newest data may be on a");
+    assert_said(&cell, "a cannot tell how new its data are: power it on, or give it up");
+    cell.boot("a");
+    cell.settle(60_000);
+    let starts: Vec<&String> = cell.log.iter().filter(|line| line.contains("newest of 3 members")).collect();
+    assert!(starts.len() == 1 && !starts[0].contains("on c"), "{starts:?}");
+}
+
+#[test]
+fn a_server_that_is_given_up_no_longer_keeps_the_pool_from_starting() {
+    let mut cell = three().site("shop", 1).start();
+    cell.settle(30_000);
+    for server in ["a", "b", "c"] {
+        cell.power_off(server);
+    }
+    cell.boot("a");
+    cell.boot("b");
+    cell.run_ms(10_000);
+    assert!(!cell.pool.is_in_service());
+    cell.desired.servers.remove(&kopek_sim::rack::server("c"));
+    cell.run_until("the pool serves", 30_000, |cell| cell.pool.is_in_service());
+}
+
+#[test]
+fn members_of_different_groups_are_left_to_people() {
+    let mut cell = three().site("shop", 1).start();
+    cell.settle(30_000);
+    for server in ["a", "b", "c"] {
+        cell.power_off(server);
+    }
+    cell.pool.members.get_mut(&kopek_sim::rack::server("b")).unwrap().disk.group = "other".to_owned();
+    for server in ["a", "b", "c"] {
+        cell.boot(server);
+    }
+    cell.run_ms(30_000);
+    assert!(!cell.pool.is_in_service());
+    assert_said(
+        &cell,
+        "members hold data of different groups (a is of group-1, b is of other, c is of group-1)",
+    );
+}
+
+#[test]
+fn a_site_that_was_deleted_and_made_again_at_once_gets_new_numbers() {
+    let mut cell = three().site("shop", 1).start();
+    cell.settle(30_000);
+    let site = cell.desired.sites.pop_first().unwrap();
+    cell.tick();
+    cell.desired.sites.insert(site.0, site.1);
+    cell.settle(30_000);
+    assert_said(&cell, "remove shop.1: its site was deleted");
+    assert!(cell.log.iter().filter(|line| line.contains("place shop.1")).count() == 1);
+    assert_said(&cell, "place shop.2");
+}
+
+#[test]
+fn each_vip_prefers_another_server_and_a_dead_server_has_none() {
+    let mut cell = three().start();
+    cell.settle(30_000);
+    let preferred = |cell: &Cell| {
+        let seen = cell.controller.as_ref().unwrap().observed.clone();
+        let all = assignments(&cell.desired, &cell.placed, &seen);
+        let addresses: Vec<_> = cell.desired.cell.vips.iter().copied().collect();
+        addresses
+            .into_iter()
+            .map(|address| {
+                let vips = all.values().flat_map(|a| a.vips.iter().map(move |vip| (&a.server, vip)));
+                let best = vips.filter(|(_, vip)| vip.address == address).max_by_key(|(_, vip)| vip.priority);
+                best.unwrap().0.to_string()
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(preferred(&cell), ["a", "b"]);
+    cell.kill("a");
+    cell.run_ms(5_000);
+    assert_eq!(preferred(&cell), ["b", "b"], "b keeps what it has");
+    cell.boot("a");
+    cell.settle(30_000);
+    cell.drain("a");
+    cell.run_ms(100);
+    assert_eq!(preferred(&cell), ["b", "b"], "a draining server comes last");
+    let routers: BTreeSet<u8> = cell.written.values().next().unwrap().vips.iter().map(|v| v.router).collect();
+    assert_eq!(routers.len(), 2);
+}
+
+#[test]
+fn an_assignment_gets_a_new_generation_only_when_it_says_something_new() {
+    let mut cell = three().site("shop", 1).start();
+    cell.settle(30_000);
+    let seen = cell.controller.as_ref().unwrap().observed.clone();
+    let next = assignments(&cell.desired, &cell.placed, &seen).remove(&kopek_sim::rack::server("a")).unwrap();
+    let first = with_generation(None, next.clone()).unwrap();
+    assert_eq!(first.generation, 1);
+    assert_eq!(with_generation(Some(&first), next.clone()), None);
+    let mut other = next;
+    other.instances.clear();
+    assert_eq!(with_generation(Some(&first), other).unwrap().generation, 2);
+}
+
+#[test]
+fn an_instance_goes_where_the_volume_is_already() {
+    let mut cell = three().site("shop", 1).start();
+    cell.settle(30_000);
+    let seen = &mut cell.controller.as_mut().unwrap().observed;
+    let b = seen.servers.get_mut(&kopek_sim::rack::server("b")).unwrap();
+    b.report.volumes.clear();
+    let seen = seen.clone();
+    cell.desired.sites.values_mut().for_each(|site| site.min = 2);
+    let plan = kopek_core::plan::plan(&cell.desired, &cell.placed, &seen, cell.now);
+    assert_eq!(plan.steps.len(), 1);
+    assert!(plan.steps[0].to_string().starts_with("place shop.2 on c"), "{}", plan.steps[0]);
+    assert!(plan.at > Moment(0));
+}
