@@ -21,7 +21,7 @@ use crate::store::{
 };
 use crate::watch::Watch;
 pub use members::Pems;
-use members::{Failure, Members, Repeat};
+use members::{ANSWER_MAX, Failure, Members, Repeat};
 
 /// How the product starts its etcd members (3.4), beside names, addresses, folders and certificates:
 /// - a heartbeat of 100 ms and an election after 1 s without one, so that a new leader is there in 1–2 s;
@@ -63,7 +63,8 @@ impl Store for EtcdStore {
         let options = GetOptions::new().with_prefix();
         let mut answer = self
             .members
-            .call(Repeat::Freely, |mut client| {
+            .call(Repeat::Freely, |client| {
+                let mut client = client.kv_client().max_decoding_message_size(ANSWER_MAX);
                 let options = options.clone();
                 async move { client.get(rooted(prefix), Some(options)).await }
             })

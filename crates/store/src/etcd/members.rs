@@ -18,6 +18,8 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Between two rounds through all members.
 const PAUSE: Duration = Duration::from_millis(50);
+/// The longest answer: a range over everything in a large cell. gRPC's own default of 4 MiB is too little.
+pub(super) const ANSWER_MAX: usize = 64 << 20;
 /// A silent connection is asked after this, and dropped after as long again. Not shorter than etcd's
 /// `--grpc-keepalive-min-time`.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);

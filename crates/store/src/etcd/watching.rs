@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::entry;
-use super::members::Members;
+use super::members::{ANSWER_MAX, Members};
 use crate::store::{Change, Revision};
 
 /// A silent stream is asked for a sign of life this often.
@@ -44,12 +44,13 @@ pub(super) async fn feed(
 }
 
 async fn follow(
-    mut client: Client,
+    client: Client,
     prefix: &str,
     seen: &mut Revision,
     batches: &mpsc::Sender<Vec<Change>>,
 ) -> End {
     let Ok(start) = i64::try_from(*seen + 1) else { return End::Compacted };
+    let mut client = client.watch_client().max_decoding_message_size(ANSWER_MAX);
     let options = WatchOptions::new().with_prefix().with_start_revision(start);
     let mut stream = match timeout(SILENT, client.watch(prefix, Some(options))).await {
         Ok(Ok(stream)) => stream,

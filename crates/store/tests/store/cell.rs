@@ -1,0 +1,78 @@
+//! A cell's CA, and servers with folders and certificates of it.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+
+use kopek_core::ServerId;
+use kopek_core::config::Dirs;
+use kopek_link::{CellAuthority, Csr, Identity};
+use kopek_store::etcd::Pems;
+use tempfile::TempDir;
+
+pub struct Cell {
+    authority: CellAuthority,
+}
+
+/// One server's folders; they go when it is dropped.
+pub struct Server {
+    pub id: ServerId,
+    pub identity: Identity,
+    pub dirs: Dirs,
+    _folder: TempDir,
+}
+
+impl Cell {
+    pub fn new() -> Cell {
+        Cell { authority: CellAuthority::create("test").unwrap() }
+    }
+
+    pub fn server(&self, name: &str) -> Server {
+        let id = ServerId::parse(name).unwrap();
+        let csr = Csr::new().unwrap();
+        let certificate = self.authority.issue_server(&csr.csr_pem, &id, &[]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let dirs = Dirs {
+            etc: path.join("etc"),
+            state: path.join("state"),
+            run: path.join("run"),
+            log: path.join("log"),
+        };
+        for dir in [&dirs.etc, &dirs.state, &dirs.run, &dirs.log] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        Identity::write(&dirs.etc, self.authority.ca_pem(), &certificate, &csr.key_pem).unwrap();
+        let identity = Identity::load(&dirs.etc).unwrap();
+        Server { id, identity, dirs, _folder: folder }
+    }
+
+    /// The files of somebody who may use the API, but not the store.
+    pub fn admin(&self) -> Pems {
+        let csr = Csr::new().unwrap();
+        let certificate = self.authority.issue_admin(&csr.csr_pem, "eve").unwrap();
+        Pems { ca: self.authority.ca_pem().to_owned(), certificate, key: csr.key_pem }
+    }
+}
+
+impl Server {
+    pub fn pems(&self) -> Pems {
+        Pems::read(&self.dirs.etc).unwrap()
+    }
+}
+
+/// A loopback address nobody listens on.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+/// Asks until it gets something, at most 30 s.
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let since = Instant::now();
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(since.elapsed() < Duration::from_secs(30), "waited 30 s for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
