@@ -30,7 +30,7 @@ async fn listening() -> (SocketAddr, mpsc::Receiver<TcpStream>) {
 async fn gated(cell: &Cell) -> (Server, mpsc::Receiver<TcpStream>) {
     let mut server = cell.server("s1").await;
     let (address, connections) = listening().await;
-    server.wants(|part| drop(part.gates.insert(instance("blog.1"), address)));
+    server.wants(|part| part.gates.extend([(instance("blog.1"), address)]));
     (server, connections)
 }
 
@@ -124,7 +124,7 @@ async fn an_instance_that_is_not_here_or_does_not_answer_is_refused_with_the_rea
     assert!(matches!(error, DialError::Refused { .. }), "{error}");
 
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    server.wants(|part| drop(part.gates.insert(instance("shop.1"), closed)));
+    server.wants(|part| part.gates.extend([(instance("shop.1"), closed)]));
     drop(opened(&server, "blog.1").await);
     connections.recv().await.unwrap();
     let start = tokio::time::Instant::now();
