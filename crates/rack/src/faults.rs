@@ -29,7 +29,7 @@ impl Rack {
     }
 
     /// A power cut: the file system is shut down mid-write, then everything is killed. What was not flushed to the
-    /// disk (fsync) is lost. The cable carries nothing any more until the next boot.
+    /// disk (fsync) is lost. Nothing answers on its addresses until the next boot, and no peer is told.
     pub fn power_off(&self, server: &ServerId) -> Result<(), RackError> {
         self.end(server, Power::PoweredOff)
     }
@@ -44,6 +44,7 @@ impl Rack {
         };
         if how == Power::PoweredOff {
             disk::cut_power(&PathBuf::from(format!("/proc/{}/root{STATE_DIR}", init.pid)))?;
+            network::silence(&self.names, server)?;
         }
         // Noted before it is done: a `dev` command that is itself killed here leaves a server that can be booted.
         record.server_mut(server)?.power = how;

@@ -45,15 +45,18 @@ mod preflight;
 mod rack;
 mod record;
 mod remove;
+mod services;
+mod status;
 mod wait;
 
 pub use error::RackError;
 pub use forward::forward_main;
 pub use init::{ServiceOrder, ServicePhase, ServiceStatus, init_main};
 pub use preflight::preflight;
-pub use rack::{ForwardStatus, Rack, RackOptions, RackStatus, ServerState, ServerStatus};
+pub use rack::{Rack, RackOptions};
 pub use record::{Power, Service};
 pub use remove::Removed;
+pub use status::{ForwardStatus, RackStatus, ServerState, ServerStatus};
 
 /// Where `kopek dev` keeps its rack unless told otherwise.
 pub const DEFAULT_DIR: &str = "/var/lib/kopek-rack";

@@ -116,4 +116,12 @@ mod tests {
         assert_ne!(a.cable(&last), b.cable(&last));
         assert_eq!(a, Names::of(Path::new("/a")));
     }
+
+    #[test]
+    fn a_subnet_gives_servers_vips_and_the_machine_their_addresses() {
+        let subnet = Subnet(7);
+        assert_eq!(subnet.server(2).to_string(), "10.74.7.13");
+        assert_eq!(subnet.vip(0).to_string(), "10.74.7.101");
+        assert_eq!(subnet.machine().to_string(), "10.74.7.254");
+    }
 }

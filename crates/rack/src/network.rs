@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kopek_core::ServerId;
+use nix::sys::signal::Signal;
 
 use crate::error::RackError;
 use crate::names::{NETNS_DIR, Names, Subnet};
@@ -104,6 +106,11 @@ pub(crate) fn pull(names: &Names, server: &ServerId) -> Result<(), RackError> {
     ip(&["link", "set", &names.cable(server), "nomaster", "down"]).map(|_| ())
 }
 
+/// The network of a server without power: what it had open is not even closed.
+pub(crate) fn silence(names: &Names, server: &ServerId) -> Result<(), RackError> {
+    ip(&["-n", &names.netns(server), "link", "set", "eth0", "down"]).map(|_| ())
+}
+
 /// What this rack has on the machine: interfaces and the files of network namespaces.
 pub(crate) fn links(names: &Names) -> Vec<String> {
     let (bridge, prefix) = (names.bridge(), names.cable_prefix());
@@ -161,13 +168,18 @@ fn ip(words: &[&str]) -> Result<String, RackError> {
     run(Command::new("ip").args(words))
 }
 
-/// Runs a short system program to its end; what it printed, or an error with what it complained of.
+/// Runs a short system program to its end; what it printed, or an error with what it complained of. Ends with us if
+/// we are killed, so that `down` never races with what a killed `up` had begun.
 pub(crate) fn run(command: &mut Command) -> Result<String, RackError> {
     let line = || {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
     };
     let line = line();
+    // SAFETY: between fork and exec only prctl(2) is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?));
+    }
     match command.output() {
         Ok(out) if out.status.success() => Ok(String::from_utf8_lossy(&out.stdout).into_owned()),
         Ok(out) => {

@@ -1,10 +1,8 @@
-//! A rack as a whole: making it, booting its servers, asking how they are, and steering their services.
+//! A rack as a whole: making it, and booting its servers.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -12,25 +10,21 @@ use std::time::Duration;
 
 use kopek_core::ServerId;
 use kopek_core::units::Bytes;
-use serde::Serialize;
 
 use crate::cgroup::Group;
 use crate::error::{Doing, RackError};
-use crate::init::{self, Answer, BootSpec, Order, ServiceOrder, ServicePhase, ServiceStatus};
+use crate::init::BootSpec;
 use crate::names::Names;
-use crate::network::{self, Cable};
+use crate::network;
 use crate::preflight::preflight;
 use crate::record::{Lock, Power, Process, Record, ServerRecord, Service};
-use crate::wait::until;
 use crate::{CGROUP_VARIABLE, disk, enter};
 
-/// Two, so that no edge idles (issue of the design's "several VIPs").
+/// Two, so that two edges carry visitors.
 const VIPS: u8 = 2;
 const DISK: Bytes = Bytes::mib(8192);
 /// Replaying a journal of a full disk on a slow machine takes seconds, never this long.
 const BOOT_WAIT: Duration = Duration::from_secs(60);
-/// A stop ends in a KILL after ten seconds.
-const SERVICE_WAIT: Duration = Duration::from_secs(20);
 
 /// How to make a rack.
 #[derive(Debug, Clone)]
@@ -52,77 +46,10 @@ impl RackOptions {
     }
 }
 
-impl Service {
-    /// The running binary with `arguments`.
-    pub fn of_program(name: &str, arguments: &[&str]) -> Service {
-        let program = std::env::current_exe().unwrap_or_else(|_| "kopek".into());
-        let words = arguments.iter().map(|&word| word.to_owned());
-        let argv = std::iter::once(program.to_string_lossy().into_owned()).chain(words).collect();
-        Service { name: name.to_owned(), argv, env: BTreeMap::new() }
-    }
-}
-
 /// A rack that exists. Every method that changes it holds the rack's lock while it does.
 #[derive(Debug, Clone)]
 pub struct Rack {
     pub(crate) names: Names,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RackStatus {
-    pub id: String,
-    pub dir: PathBuf,
-    /// For example 10.74.0.0/24.
-    pub subnet: String,
-    pub bridge: String,
-    /// The machine's own address on the bridge.
-    pub machine: Ipv4Addr,
-    pub servers: Vec<ServerStatus>,
-    pub vips: Vec<Ipv4Addr>,
-    pub forwards: Vec<ForwardStatus>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ServerStatus {
-    pub name: ServerId,
-    pub address: Ipv4Addr,
-    pub state: ServerState,
-    /// The server's init, as the machine numbers it; /proc/PID/root is the server's file system.
-    pub init: Option<i32>,
-}
-
-/// Shown as `running`, `frozen`, `killed+cut` and so on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServerState {
-    pub power: Power,
-    pub frozen: bool,
-    pub cut: bool,
-}
-
-impl fmt::Display for ServerState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let power = match self.power {
-            Power::Running if self.frozen => "frozen",
-            Power::Running if self.cut => return f.write_str("cut"),
-            Power::Running => "running",
-            Power::Killed => "killed",
-            Power::PoweredOff => "powered-off",
-        };
-        write!(f, "{power}{}", if self.cut { "+cut" } else { "" })
-    }
-}
-
-impl Serialize for ServerState {
-    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.collect_str(self)
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ForwardStatus {
-    pub listen: SocketAddr,
-    pub to: SocketAddr,
-    pub running: bool,
 }
 
 impl Rack {
@@ -220,7 +147,7 @@ impl Rack {
             server: server.name.clone(),
             netns: network::netns_file(&self.names, &server.name),
             image: self.names.image(&server.name),
-            hosts: hosts(record, server),
+            hosts: hosts(record),
             env: self.environment(record, &server.name),
             services: record.services.clone(),
         }
@@ -237,97 +164,6 @@ impl Rack {
 
     pub(crate) fn group(&self, server: &ServerId) -> Result<Group, RackError> {
         Group::named(&self.names.server_cgroup(server))
-    }
-
-    pub fn status(&self) -> Result<RackStatus, RackError> {
-        let record = self.record()?;
-        let server = |server: &ServerRecord| ServerStatus {
-            name: server.name.clone(),
-            address: server.address,
-            state: self.state_of(server),
-            init: server.init.filter(Process::is_alive).map(|init| init.pid),
-        };
-        let forwards = record.forwards.iter().map(|forward| ForwardStatus {
-            listen: forward.listen,
-            to: forward.to,
-            running: forward.process.is_alive(),
-        });
-        Ok(RackStatus {
-            id: self.names.id.clone(),
-            dir: self.names.dir.clone(),
-            subnet: record.subnet.to_string(),
-            bridge: self.names.bridge(),
-            machine: record.subnet.machine(),
-            servers: record.servers.iter().map(server).collect(),
-            forwards: forwards.collect(),
-            vips: record.vips,
-        })
-    }
-
-    pub fn state(&self, server: &ServerId) -> Result<ServerState, RackError> {
-        Ok(self.state_of(self.record()?.server(server)?))
-    }
-
-    pub(crate) fn state_of(&self, server: &ServerRecord) -> ServerState {
-        let init = server.init.and_then(|init| init.state());
-        ServerState {
-            power: match server.power {
-                // Its init died without us: somebody's kill -9, or the machine was rebooted.
-                Power::Running if init.is_none() => Power::Killed,
-                power => power,
-            },
-            frozen: init == Some('T'),
-            cut: network::cable(&self.names, &server.name) == Cable::Pulled,
-        }
-    }
-
-    /// What a running server's init says of its services.
-    pub fn services(&self, server: &ServerId) -> Result<Vec<ServiceStatus>, RackError> {
-        match self.ask_init(server, &Order::List)? {
-            Answer::Services { services } => Ok(services),
-            other => Err(silent(server, format!("{other:?}"))),
-        }
-    }
-
-    /// Starts, stops or restarts a service, and returns once that is so. A service that dies at once, or cannot be
-    /// started, is `waiting`.
-    pub fn service(
-        &self,
-        server: &ServerId,
-        service: &str,
-        order: ServiceOrder,
-    ) -> Result<ServiceStatus, RackError> {
-        let _lock = Lock::take(&self.names.dir)?;
-        match self.ask_init(server, &Order::Service { service: service.to_owned(), order })? {
-            Answer::Services { .. } => {}
-            Answer::Failed { why } => return Err(silent(server, why)),
-            Answer::NoSuchService => {
-                let known: Vec<String> = self.record()?.services.into_iter().map(|s| s.name).collect();
-                let (server, service) = (server.clone(), service.to_owned());
-                return Err(RackError::UnknownService { server, service, known: known.join(", ") });
-            }
-        }
-        let mut seen = self.status_of(server, service)?;
-        let settled = until(SERVICE_WAIT, || {
-            if let Ok(status) = self.status_of(server, service) {
-                seen = status;
-            }
-            match order {
-                ServiceOrder::Stop => seen.phase == ServicePhase::Off,
-                ServiceOrder::Start | ServiceOrder::Restart => seen.phase != ServicePhase::Stopping,
-            }
-        });
-        if settled { Ok(seen) } else { Err(silent(server, format!("{service} is still {:?}", seen.phase))) }
-    }
-
-    fn status_of(&self, server: &ServerId, service: &str) -> Result<ServiceStatus, RackError> {
-        let found = self.services(server)?.into_iter().find(|status| status.name == service);
-        found.ok_or_else(|| silent(server, format!("it forgot {service}")))
-    }
-
-    fn ask_init(&self, server: &ServerId, order: &Order) -> Result<Answer, RackError> {
-        let init = self.running_init(server)?;
-        init::ask(init.pid, order).map_err(|e| silent(server, e.to_string()))
     }
 
     /// The init of a server that is able to act.
@@ -347,10 +183,6 @@ impl Rack {
     }
 }
 
-fn silent(server: &ServerId, why: String) -> RackError {
-    RackError::InitSilent { server: server.clone(), why }
-}
-
 /// A folder that is someone else's, or already a rack.
 fn refuse_used(names: &Names) -> Result<(), RackError> {
     let dir = names.dir.clone();
@@ -363,7 +195,7 @@ fn refuse_used(names: &Names) -> Result<(), RackError> {
 }
 
 /// Names for every address: rsync's daemon waits ten seconds on one that it cannot look up.
-fn hosts(record: &Record, own: &ServerRecord) -> String {
+fn hosts(record: &Record) -> String {
     let mut text = format!("127.0.0.1 localhost\n::1 localhost\n{} machine\n", record.subnet.machine());
     for server in &record.servers {
         text += &format!("{} {}\n", server.address, server.name);
@@ -371,7 +203,6 @@ fn hosts(record: &Record, own: &ServerRecord) -> String {
     for (index, vip) in record.vips.iter().enumerate() {
         text += &format!("{vip} vip{}\n", index + 1);
     }
-    debug_assert!(text.contains(own.name.as_str()), "a server knows its own name");
     text
 }
 
@@ -423,28 +254,4 @@ fn start_init(record: &Record, spec: &BootSpec, group: &Group) -> Result<Process
     }
     let _ = child.wait();
     outcome
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::names::Subnet;
-
-    #[test]
-    fn a_server_that_is_cut_and_frozen_says_both() {
-        let state = |power, frozen, cut| ServerState { power, frozen, cut }.to_string();
-        assert_eq!(state(Power::Running, false, false), "running");
-        assert_eq!(state(Power::Running, false, true), "cut");
-        assert_eq!(state(Power::Running, true, true), "frozen+cut");
-        assert_eq!(state(Power::PoweredOff, false, false), "powered-off");
-        assert_eq!(state(Power::Killed, false, true), "killed+cut");
-    }
-
-    #[test]
-    fn a_subnet_gives_servers_vips_and_the_machine_their_addresses() {
-        let subnet = Subnet(7);
-        assert_eq!(subnet.server(2).to_string(), "10.74.7.13");
-        assert_eq!(subnet.vip(0).to_string(), "10.74.7.101");
-        assert_eq!(subnet.machine().to_string(), "10.74.7.254");
-    }
 }

@@ -1,6 +1,9 @@
 //! A virtual rack on this machine, as root, with the real kernel. Each test has a rack of its own in a folder of its
 //! own, and ends by looking that nothing of it is left.
 
+// Helpers of tests may unwrap as the tests themselves do.
+#![cfg(test)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
@@ -157,7 +160,10 @@ fn a_server_has_its_own_name_processes_disk_and_boot_id() {
     let test = rack(2);
     let (s1, s2) = (server(1), server(2));
     assert_eq!(test.sh(&s1, "hostname"), "s1");
-    assert_eq!(test.sh(&s1, "tr '\\0' ' ' < /proc/1/cmdline"), "/proc/self/exe dev-init");
+    assert_eq!(
+        &test.sh(&s1, "tr '\\0' ' ' < /proc/1/cmdline"),
+        &format!("{} dev-init", env!("CARGO_BIN_EXE_kopek-rack-test"))
+    );
     assert!(test.sh(&s1, "ls -d /proc/[0-9]* | wc -l").parse::<u32>().unwrap() < 10);
     for place in ["/var/lib/kopek", "/etc/kopek", "/var/log/kopek", "/run/kopek", "/tmp", "/dev/shm"] {
         test.sh(&s1, &format!("echo mine > {place}/only-s1"));
@@ -226,7 +232,7 @@ fn init_reaps_orphans_and_ends_stubborn_services_with_a_kill() {
     test.sh(&s1, "(sleep 0.01 & sleep 0.01 &) ; exit 0");
     eventually(|| test.sh(&s1, "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null || true").is_empty());
     test.rack.service(&s1, "stubborn", ServiceOrder::Start).unwrap();
-    eventually(|| test.sh(&s1, "pgrep -x sleep || true") != "");
+    eventually(|| !test.sh(&s1, "pgrep -x sleep || true").is_empty());
     let begun = Instant::now();
     test.rack.service(&s1, "stubborn", ServiceOrder::Stop).unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(9), "TERM has a grace: {:?}", begun.elapsed());
@@ -318,12 +324,13 @@ fn a_cut_server_is_alone_until_healed_and_stays_cut_over_a_boot() {
 
 #[test]
 fn a_power_cut_keeps_what_was_flushed_and_loses_what_was_not() {
-    let test = rack(1);
-    let s1 = server(1);
+    let test = rack(2);
+    let (s1, s2) = (server(1), server(2));
     test.start_echo(&s1);
     test.sh(&s1, "cd /var/lib/kopek; echo flushed > flushed; sync; echo lost > lost");
     test.rack.power_off(&s1).unwrap();
     assert_eq!(test.state(&s1), "powered-off");
+    assert!(!test.can_reach(&s2, &s1), "nothing answers");
     test.rack.power_on(&s1).unwrap();
     assert_eq!(test.sh(&s1, "cat /var/lib/kopek/flushed"), "flushed");
     assert_eq!(test.sh(&s1, "cat /var/lib/kopek/lost 2>/dev/null || echo gone"), "gone");
@@ -394,6 +401,35 @@ fn down_removes_what_is_left_after_a_kill_of_everything() {
     eventually(|| test.state(&server(1)) == "killed");
     assert_eq!(Rack::down(&test.dir).unwrap(), Removed::Rack);
     assert_eq!(Rack::leftovers(&test.dir), [""; 0]);
+}
+
+#[test]
+fn servers_outlive_the_command_that_booted_them() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("rack");
+    let up = Command::new(env!("CARGO_BIN_EXE_kopek-rack-test")).arg("up").arg(&dir).status().unwrap();
+    assert!(up.success());
+    let test = TestRack { rack: Rack::open(&dir).unwrap(), dir, _home: home };
+    assert_eq!(test.state(&server(1)), "running");
+    let init = test.rack.status().unwrap().servers[0].init.unwrap();
+    let stat = fs::read_to_string(format!("/proc/{init}/stat")).unwrap();
+    let terminal = stat[stat.rfind(')').unwrap() + 2..].split(' ').nth(4).unwrap().to_owned();
+    assert_eq!(terminal, "0", "no terminal can hang it up");
+}
+
+#[test]
+fn down_removes_what_an_up_had_made_when_it_was_killed() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("rack");
+    // Spread over the second that a whole `up` takes.
+    for step in 0..25 {
+        let mut up = Command::new(env!("CARGO_BIN_EXE_kopek-rack-test")).arg("up").arg(&dir).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(step * 20));
+        up.kill().unwrap();
+        up.wait().unwrap();
+        Rack::down(&dir).unwrap();
+        assert_eq!(Rack::leftovers(&dir), [""; 0], "killed after {} ms", step * 20);
+    }
 }
 
 #[test]

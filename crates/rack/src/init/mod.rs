@@ -10,6 +10,7 @@ mod world;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -64,8 +65,9 @@ fn enter_namespaces() -> Result<(), String> {
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC;
     unshare(fresh).map_err(|e| format!("cannot make namespaces: {e}"))?;
-    // A child is the first process of the new pid namespace.
-    let child = Command::new("/proc/self/exe").arg("dev-init").stdin(Stdio::piped()).spawn();
+    // A child is the first process of the new pid namespace. It keeps our name for those who list processes.
+    let name = std::env::args_os().next().unwrap_or_default();
+    let child = Command::new("/proc/self/exe").arg0(name).arg("dev-init").stdin(Stdio::piped()).spawn();
     let mut child = child.map_err(|e| format!("cannot start PID 1: {e}"))?;
     println!("pid {}", child.id());
     let mut stdin = child.stdin.take().expect("the child was started with a pipe");

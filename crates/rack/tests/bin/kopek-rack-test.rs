@@ -11,6 +11,9 @@ fn main() {
         ["dev-forward", _, to] => kopek_rack::forward_main(to.parse().expect("an address")),
         ["echo", port] => echo(port.parse().expect("a port")),
         ["die"] => std::process::exit(3),
+        ["up", dir] => {
+            kopek_rack::Rack::create(dir.as_ref(), kopek_rack::RackOptions::new(2)).expect("a rack");
+        }
         _ => panic!("unknown subcommand {words:?}"),
     }
 }
