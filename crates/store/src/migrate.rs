@@ -97,19 +97,18 @@ pub async fn migrate(
         }
     }
     for _ in 0..FREEZES_MAX {
-        if let Some(frozen) = freeze(from).await? {
-            let last = finish_copy(from, &mut copy, &frozen, &migration).await;
-            // If the pointer was written, the lease holds nothing; if not, the source thaws at once.
-            let thawed = from.revoke(frozen.lease).await;
-            match last? {
-                Pointer::Written => {
-                    let keys = copy.content.len();
-                    target.open(copy.marker).await?;
-                    info!(keys, to = %to_location, "moved the cell's state");
-                    return Ok(Migrated { keys });
-                }
-                Pointer::FreezeRanOut => drop(thawed),
-            }
+        let Some(frozen) = freeze(from).await? else { continue };
+        let last = finish_copy(from, &mut copy, &frozen, &migration).await;
+        if let Ok(Pointer::Written) = last {
+            target.open(copy.marker).await?;
+            let keys = copy.content.len();
+            info!(keys, to = %to_location, "moved the cell's state");
+        }
+        // If the pointer was written the lease holds nothing any more; if not, the source thaws at once.
+        // Should this not be heard, the lease runs out.
+        let _ = from.revoke(frozen.lease).await;
+        if let Pointer::Written = last? {
+            return Ok(Migrated { keys: copy.content.len() });
         }
     }
     Err(MigrateError::TooBusy)
@@ -177,6 +176,8 @@ async fn finish_copy(
                 _ => return Ok(Pointer::FreezeRanOut),
             },
             Ok(None) => return Ok(Pointer::FreezeRanOut),
+            // Said by a following store only: it has left the source, and waits for the target.
+            Err(StoreError::Moving) => return Ok(Pointer::Written),
             Err(error) if Instant::now() > deadline => return Err(MigrateError::Source(error)),
             Err(_) => {}
         }

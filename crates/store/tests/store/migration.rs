@@ -301,7 +301,8 @@ async fn a_following_store_can_be_the_source_of_its_own_move() {
     let [store, _] = rig.following(&rig.embedded).await;
     store.commit(vec![], vec![put("/k", "v")]).await.unwrap();
     let target = rig.raw(&rig.etcd).await;
-    migrate(store.as_ref(), target.as_ref(), &rig.etcd).await.unwrap();
+    let moving = migrate(store.as_ref(), target.as_ref(), &rig.etcd);
+    tokio::time::timeout(Duration::from_secs(5), moving).await.expect("it does not wait for itself").unwrap();
     store.commit(vec![], vec![put("/k", "w")]).await.unwrap();
     assert_eq!(target.get("/k").await.unwrap().unwrap().value, b"w");
     let address: SocketAddr = free_address();
