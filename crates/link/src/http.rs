@@ -124,6 +124,18 @@ impl Api {
         self.send(address, request(method, address, path, "application/octet-stream", body)?).await
     }
 
+    /// As `send_body`, for a JSON document that is answered by a stream.
+    pub async fn send_json(
+        &self,
+        method: Method,
+        address: SocketAddr,
+        path: &str,
+        document: Full<Bytes>,
+    ) -> Result<Response<Incoming>, ApiError> {
+        let body = document.map_err(|never| match never {}).boxed_unsync();
+        self.send(address, request(method, address, path, "application/json", body)?).await
+    }
+
     async fn send(
         &self,
         address: SocketAddr,

@@ -17,6 +17,7 @@ use kopek_core::{ServerId, SiteName};
 use kopek_link::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -103,8 +104,8 @@ async fn a_certificate_is_good_for_its_own_addresses_only() {
 #[tokio::test]
 async fn a_server_that_says_nothing_is_given_up_at_the_limit() {
     let (_listener, address) = listener().await;
-    let limit = Duration::from_millis(100);
-    let outcome = dial(&server(&cell(), "s1"), address, limit).await;
+    let identity = server(&cell(), "s1");
+    let outcome = timeout(SOON, dial(&identity, address, Duration::from_millis(100))).await.unwrap();
     assert!(matches!(outcome, Err(DialError::TimedOut { .. })), "{outcome:?}");
 }
 
@@ -140,12 +141,15 @@ fn the_files_of_an_identity_are_private_and_load_again() {
     }
 }
 
-#[test]
-fn a_cell_that_is_loaded_again_issues_for_the_same_servers() {
+#[tokio::test]
+async fn a_cell_that_is_loaded_again_issues_for_the_same_servers() {
     let first = cell();
     let again = CellAuthority::from_pem(first.ca_pem(), &first.key_pem()).unwrap();
     assert_eq!(again.fingerprint(), first.fingerprint());
-    server(&again, "s1");
+    let (listener, address) = listener().await;
+    let accepted = accept_one(server(&first, "s2"), listener);
+    dial(&server(&again, "s1"), address, SOON).await.unwrap();
+    accepted.await.unwrap().unwrap();
 }
 
 #[test]
