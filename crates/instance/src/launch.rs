@@ -7,7 +7,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, fchown};
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -165,9 +164,4 @@ impl Steps {
         self.taken.push((step.to_owned(), self.last.elapsed().as_micros() as u64));
         self.last = Instant::now();
     }
-}
-
-/// Whether the image at `root` can be started at all; the agent asks before it pulls an image into service.
-pub fn is_launchable(root: &Path) -> bool {
-    Launch::read(root).is_ok()
 }

@@ -191,7 +191,9 @@ table inet kopek {{
     chain forward {{
         type filter hook forward priority filter; policy accept;
         iifname "kp*" jump leaving
-        oifname "kp*" ct state != established,related reject with icmpx admin-prohibited
+        oifname != "kp*" accept
+        ct state established,related accept
+        reject with icmpx admin-prohibited
     }}
     chain leaving {{
         oifname "kp*" reject with icmpx admin-prohibited

@@ -89,7 +89,7 @@ fn ask_launcher(spec: &InstanceSpec, launcher: &Path) -> io::Result<Launched> {
         .arg(launch::SUBCOMMAND)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()?;
     let mut stdin = child.stdin.take().expect("stdin is piped above");
     let sent = stdin.write_all(&serde_json::to_vec(spec)?);
@@ -98,7 +98,8 @@ fn ask_launcher(spec: &InstanceSpec, launcher: &Path) -> io::Result<Launched> {
     sent?;
     // Not a status but an answer says that it worked: a launcher that was killed has none.
     serde_json::from_slice(&output.stdout).map_err(|_| {
-        io::Error::other(format!("it ended without an answer ({}), perhaps killed", output.status))
+        let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+        io::Error::other(format!("it ended without an answer ({}) {said}", output.status))
     })
 }
 

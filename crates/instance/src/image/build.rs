@@ -65,8 +65,12 @@ pub fn build_image(
     }
     std::fs::create_dir_all(cache).map_err(failed)?;
     let lock = File::create(cache.join(format!("{name}.lock"))).map_err(failed)?;
-    progress("waiting for another build of this image");
-    let _held = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))?;
+    let _held = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+        .or_else(|(lock, _)| {
+            progress("waiting for another build of this image");
+            Flock::lock(lock, FlockArg::LockExclusive)
+        })
+        .map_err(|(_, errno)| failed(errno.into()))?;
     if let Some(image) = entry.find() {
         return Ok(image);
     }
