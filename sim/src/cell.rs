@@ -6,10 +6,10 @@ use kopek_core::assign::{assignments, routes, with_generation};
 use kopek_core::assignment::Assignment;
 use kopek_core::check::{Violation, check, check_change};
 use kopek_core::desired::{Desired, Standing};
-use kopek_core::observed::{Observed, Phase, Seen};
+use kopek_core::observed::{Observed, Report, Seen};
 use kopek_core::part::Route;
-use kopek_core::placement::{Placed, Stage};
-use kopek_core::plan::{Blocked, Plan, apply, is_converged, plan};
+use kopek_core::placement::Placed;
+use kopek_core::plan::{Blocked, Plan, apply, plan};
 use kopek_core::{Digest, InstanceId, Load, Moment, ServerId, SiteName};
 
 use crate::chance::Chance;
@@ -51,7 +51,8 @@ pub struct Cell {
     pub now: Moment,
     /// One line for everything that happened.
     pub log: Vec<String>,
-    told: BTreeSet<Blocked>,
+    /// What is blocked now.
+    pub told: BTreeSet<Blocked>,
     phases: BTreeMap<InstanceId, &'static str>,
 }
 
@@ -89,10 +90,10 @@ impl Cell {
         self.now = self.now.plus_millis(TICK_MS);
         self.elect();
         self.work();
+        self.note_phases();
         self.observe();
         self.control();
         self.write();
-        self.note_phases();
         assert!(self.pool.broken.is_empty(), "{}\n{}", self.log.join("\n"), self.pool.broken.join("\n"));
     }
 
@@ -356,84 +357,11 @@ impl Cell {
         }
         self.phases = now.into_iter().map(|(id, (phase, _))| (id, phase)).collect();
     }
-
-    // ---- what can be asked -------------------------------------------------------------------------------
-
-    /// Where a site's instances serve, as its route tells the edges.
-    pub fn serving_on(&self, site: &str) -> Vec<&str> {
-        let route = self.routes.get(&rack::site(site));
-        route.map_or(Vec::new(), |route| route.backends.values().map(|b| b.server.as_str()).collect())
-    }
-
-    /// Backends that a visitor would reach now.
-    pub fn answers(&self, site: &str) -> bool {
-        self.routes.get(&rack::site(site)).is_some_and(|route| {
-            route.backends.iter().any(|(id, backend)| {
-                self.machines.get(&backend.server).is_some_and(|machine| {
-                    machine.is_reachable()
-                        && machine.instances.get(id).is_some_and(|c| c.phase == Phase::Serving)
-                })
-            })
-        })
-    }
-
-    pub fn standing(&self, name: &str) -> Option<Standing> {
-        self.desired.servers.get(&rack::server(name)).map(|server| server.standing)
-    }
-
-    pub fn writer(&self, site: &str) -> Option<&str> {
-        let placement = self.placed.sites.get(&rack::site(site))?;
-        placement.writer.as_ref().map(|writer| writer.server.as_str())
-    }
-
-    pub fn instance_on(&self, site: &str, name: &str) -> Option<InstanceId> {
-        let placement = self.placed.sites.get(&rack::site(site))?;
-        let found = placement.instances.iter().find(|(_, i)| i.server.as_str() == name);
-        found.map(|(id, _)| id.clone())
-    }
-
-    /// Why the cell is not whole: what is left to do, blocked, dead or not served.
-    pub fn troubles(&self) -> Vec<String> {
-        let Some(controller) = &self.controller else { return vec!["no controller".to_owned()] };
-        let mut troubles = Vec::new();
-        if !is_converged(&self.desired, &self.placed, &controller.observed, self.now) {
-            troubles.push("something is planned".to_owned());
-        }
-        troubles.extend(self.told.iter().map(Blocked::to_string));
-        for server in self.desired.servers.values() {
-            if !server.is_serving() {
-                troubles.push(format!("{} does not serve", server.name));
-            }
-        }
-        for (name, site) in &self.desired.sites {
-            let Some(placement) = self.placed.sites.get(name) else {
-                troubles.push(format!("{name} is not placed"));
-                continue;
-            };
-            let open = placement.instances.iter().filter(|(_, i)| i.stage == Stage::Run).count();
-            let serving = self.routes.get(name).map_or(0, |route| route.backends.len());
-            if serving < open || open < site.min || serving != placement.instances.len() {
-                troubles.push(format!("{name}: {serving} serve of {open}, at least {}", site.min));
-            }
-            let writer = placement.writer.as_ref().and_then(|w| self.pool.seen(&w.server));
-            let synced = writer.is_some_and(|m| m.state == kopek_core::observed::MemberState::Synced);
-            if site.database.is_some() && !synced {
-                troubles.push(format!("{name}: its writer is not in service"));
-            }
-        }
-        for member in &self.placed.pool.members {
-            let seen = self.pool.seen(member);
-            if seen.is_none_or(|m| m.state != kopek_core::observed::MemberState::Synced) {
-                troubles.push(format!("pool member {member} is not synced"));
-            }
-        }
-        troubles
-    }
 }
 
 /// Loads move all the time and do not hurry a report.
-fn says_the_same(last: &kopek_core::observed::Report, report: &kopek_core::observed::Report) -> bool {
-    let calm = |report: &kopek_core::observed::Report| {
+fn says_the_same(last: &Report, report: &Report) -> bool {
+    let calm = |report: &Report| {
         let mut report = report.clone();
         for instance in report.instances.values_mut() {
             instance.load = Load(0);

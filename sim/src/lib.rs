@@ -8,6 +8,7 @@ pub mod cell;
 pub mod chance;
 pub mod machine;
 pub mod pool;
+mod questions;
 pub mod rack;
 pub mod trouble;
 

@@ -14,7 +14,7 @@ const NOW: Moment = Moment(50_000);
 fn assignment() -> Assignment {
     let mut cell = rack().server("a", 4).site("shop", 1).start();
     cell.settle(30_000);
-    cell.written.pop_first().unwrap().1
+    cell.written.pop_first().expect("a settled cell has assignments").1
 }
 
 fn complete(assignment: &Assignment) -> Running {
@@ -30,7 +30,7 @@ fn complete(assignment: &Assignment) -> Running {
 }
 
 fn with(mut running: Running, local: Local) -> Running {
-    running.instances.insert("shop.1".parse().unwrap(), local);
+    running.instances.insert("shop.1".parse().expect("an instance id"), local);
     running
 }
 

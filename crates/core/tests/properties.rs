@@ -115,6 +115,7 @@ proptest! {
         let mut cell = troubled(seed);
         cell.desired.sites.values_mut().for_each(|site| site.min = 1);
         cell.settle(120_000);
+        cell.run_ms(60_000); // what load once asked for goes away one by one
         let (lines, written, routes) = (cell.log.len(), cell.written.clone(), cell.routes.clone());
         cell.run_ms(10_000);
         prop_assert_eq!(&cell.log[lines..], &[] as &[String]);
@@ -123,7 +124,7 @@ proptest! {
 }
 
 #[test]
-fn ten_thousand_sites_on_a_hundred_servers_are_planned_in_less_than_a_second() {
+fn ten_thousand_sites_on_a_hundred_servers_are_planned_in_no_time() {
     let servers =
         (0..100).fold(rack(), |rack, n| rack.server_in(&format!("r{}", n % 5), &format!("s{n}"), 120));
     let mut desired = (0..10_000).fold(servers, |rack, n| rack.site(&format!("site{n}"), 1)).desired;

@@ -175,13 +175,9 @@ fn a_server_that_returns_runs_nothing_before_it_has_caught_up() {
 }
 
 #[test]
-fn writers_are_spread_over_the_members_and_a_dead_ones_sites_get_another_with_a_higher_epoch() {
+fn the_sites_of_a_dead_writer_are_spread_over_the_other_members_with_a_higher_epoch() {
     let mut cell = three().site("s", 1).site("t", 1).site("u", 1).start();
     cell.settle(30_000);
-    for server in ["a", "b", "c"] {
-        cell.run_ms(1_000);
-        assert!(["s", "t", "u"].iter().any(|site| cell.writer(site).is_some()), "{server}");
-    }
     let victim = cell.writer("s").unwrap().to_owned();
     let begin = cell.log.len();
     cell.kill(&victim);
