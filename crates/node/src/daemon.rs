@@ -55,20 +55,11 @@ pub struct Account {
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     #[error("{executable} is not installed; run: apt-get install {package}")]
-    Missing {
-        executable: &'static str,
-        package: &'static str,
-    },
+    Missing { executable: &'static str, package: &'static str },
     #[error("there is no user {user}; run: apt-get install {package}")]
-    NoUser {
-        user: &'static str,
-        package: &'static str,
-    },
+    NoUser { user: &'static str, package: &'static str },
     #[error("cannot start {name}")]
-    Start {
-        name: &'static str,
-        source: io::Error,
-    },
+    Start { name: &'static str, source: io::Error },
     #[error("cannot use {path}")]
     File { path: PathBuf, source: io::Error },
 }
@@ -76,10 +67,7 @@ pub enum DaemonError {
 impl Account {
     pub fn named(user: &'static str, package: &'static str) -> Result<Account, DaemonError> {
         match nix::unistd::User::from_name(user) {
-            Ok(Some(found)) => Ok(Account {
-                uid: found.uid.as_raw(),
-                gid: found.gid.as_raw(),
-            }),
+            Ok(Some(found)) => Ok(Account { uid: found.uid.as_raw(), gid: found.gid.as_raw() }),
             _ => Err(DaemonError::NoUser { user, package }),
         }
     }
@@ -97,21 +85,13 @@ pub fn located(executable: &'static str, package: &'static str) -> Result<PathBu
     PATH.split(':')
         .map(|folder| Path::new(folder).join(executable))
         .find(|path| path.is_file())
-        .ok_or(DaemonError::Missing {
-            executable,
-            package,
-        })
+        .ok_or(DaemonError::Missing { executable, package })
 }
 
 /// A command with a clean environment, as all of a server's programs get it.
 pub fn clean_command(path: &Path, account: Option<Account>) -> Command {
     let mut command = Command::new(path);
-    command
-        .env_clear()
-        .env("PATH", PATH)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null())
-        .current_dir("/");
+    command.env_clear().env("PATH", PATH).env("LC_ALL", "C").stdin(Stdio::null()).current_dir("/");
     if let Some(Account { uid, gid }) = account {
         command.uid(uid).gid(gid);
     }
@@ -149,19 +129,13 @@ impl Daemon {
         let name = program.name;
         let log_path = log_file(dirs, name);
         let pid_path = pid_file(dirs, name);
-        let log = opened_log(&log_path).map_err(|source| DaemonError::File {
-            path: log_path.clone(),
-            source,
-        })?;
-        let pid_out = opened_pid_file(&pid_path).map_err(|source| DaemonError::File {
-            path: pid_path.clone(),
-            source,
-        })?;
+        let log =
+            opened_log(&log_path).map_err(|source| DaemonError::File { path: log_path.clone(), source })?;
+        let pid_out = opened_pid_file(&pid_path)
+            .map_err(|source| DaemonError::File { path: pid_path.clone(), source })?;
         let failed = |source| DaemonError::Start { name, source };
         let mut command = clean_command(&path, program.account);
-        command
-            .args(&program.args)
-            .envs(program.environment.iter().map(|(key, value)| (key, value)));
+        command.args(&program.args).envs(program.environment.iter().map(|(key, value)| (key, value)));
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
         // SAFETY: between fork and exec only system calls are made, no memory is allocated and no lock taken.
         unsafe { command.pre_exec(move || detach(&pid_out)) };
@@ -193,13 +167,7 @@ impl Daemon {
         }
         // SAFETY: an OwnedFd names the same descriptor for as long as it lives.
         let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
-        Ok(Some(Daemon {
-            name,
-            identity,
-            pidfd,
-            log: log_file(dirs, name),
-            child,
-        }))
+        Ok(Some(Daemon { name, identity, pidfd, log: log_file(dirs, name), child }))
     }
 
     pub fn pid(&self) -> i32 {
@@ -288,21 +256,12 @@ pub fn log_file(dirs: &Dirs, name: &str) -> PathBuf {
 
 fn opened_pid_file(path: &Path) -> io::Result<File> {
     fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o644)
-        .open(path)
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)
 }
 
 fn opened_log(path: &Path) -> io::Result<File> {
     fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
 /// The daemon keeps its descriptor, so the log is copied and cut, not renamed. A line written in between may
@@ -310,8 +269,7 @@ fn opened_log(path: &Path) -> io::Result<File> {
 fn keep_small(log: &Path) {
     if fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_MAX) {
         let old = log.with_extension("log.1");
-        let cut =
-            fs::copy(log, &old).and_then(|_| OpenOptions::new().write(true).open(log)?.set_len(0));
+        let cut = fs::copy(log, &old).and_then(|_| OpenOptions::new().write(true).open(log)?.set_len(0));
         if let Err(error) = cut {
             warn!(log = %log.display(), %error, "cannot rotate the log");
         }
@@ -326,9 +284,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Backoff {
-            next: BACKOFF_FIRST,
-        }
+        Backoff { next: BACKOFF_FIRST }
     }
 }
 
@@ -367,28 +323,12 @@ pub struct Supervised {
 
 impl Supervised {
     /// `prepare` runs before each start, not before an adoption.
-    pub fn keep(
-        dirs: &Dirs,
-        program: Program,
-        prepare: impl FnMut() + Send + 'static,
-    ) -> Supervised {
+    pub fn keep(dirs: &Dirs, program: Program, prepare: impl FnMut() + Send + 'static) -> Supervised {
         let (life_in, life) = watch::channel(Life::Starting);
         let (signals, signals_in) = mpsc::channel(SIGNALS_MAX);
         let (stop, stop_in) = oneshot::channel();
-        let task = tokio::spawn(supervise(
-            dirs.clone(),
-            program,
-            prepare,
-            life_in,
-            signals_in,
-            stop_in,
-        ));
-        Supervised {
-            life,
-            signals,
-            stop,
-            task,
-        }
+        let task = tokio::spawn(supervise(dirs.clone(), program, prepare, life_in, signals_in, stop_in));
+        Supervised { life, signals, stop, task }
     }
 
     pub fn life(&self) -> watch::Receiver<Life> {
@@ -447,12 +387,7 @@ async fn supervise(
             Err(error) => explained(&error),
         };
         let wait = backoff.after(since.elapsed());
-        warn!(
-            daemon = program.name,
-            why,
-            ?wait,
-            "does not run; starts again"
-        );
+        warn!(daemon = program.name, why, ?wait, "does not run; starts again");
         life.send_replace(Life::BackOff { why });
         tokio::select! {
             () = tokio::time::sleep(wait) => (),

@@ -54,10 +54,7 @@ impl EtcdMember {
     /// Starts or adopts it and keeps it running. The certificates are those in `<etc>`.
     pub fn keep(&self, dirs: &Dirs) -> Result<Supervised, EtcdError> {
         let folder = dirs.state.join("etcd");
-        private_folder(&folder).map_err(|source| EtcdError::Folder {
-            path: folder,
-            source,
-        })?;
+        private_folder(&folder).map_err(|source| EtcdError::Folder { path: folder, source })?;
         Ok(Supervised::keep(dirs, self.program(dirs), || ()))
     }
 
@@ -68,9 +65,7 @@ impl EtcdMember {
         let members: Vec<String> = self
             .members
             .iter()
-            .map(|(name, address)| {
-                format!("{name}=https://{}", SocketAddr::new(*address, PEER_PORT))
-            })
+            .map(|(name, address)| format!("{name}=https://{}", SocketAddr::new(*address, PEER_PORT)))
             .collect();
         let origin = match self.origin {
             Origin::New => "new",
@@ -84,32 +79,17 @@ impl EtcdMember {
         };
         option("name", self.name.as_str().into());
         option("data-dir", dirs.state.join("etcd").into());
-        option(
-            "listen-client-urls",
-            format!("https://{client},https://{local}").into(),
-        );
+        option("listen-client-urls", format!("https://{client},https://{local}").into());
         option("advertise-client-urls", format!("https://{client}").into());
         option("listen-peer-urls", format!("https://{peer}").into());
-        option(
-            "initial-advertise-peer-urls",
-            format!("https://{peer}").into(),
-        );
+        option("initial-advertise-peer-urls", format!("https://{peer}").into());
         option("initial-cluster", members.join(",").into());
         option("initial-cluster-state", origin.into());
         option("listen-metrics-urls", format!("http://{HEALTH}").into());
         for (prefix, auth) in [("", "client-cert-auth"), ("peer-", "peer-client-cert-auth")] {
-            option(
-                &format!("{prefix}cert-file"),
-                dirs.etc.join("server.pem").into(),
-            );
-            option(
-                &format!("{prefix}key-file"),
-                dirs.etc.join("server.key").into(),
-            );
-            option(
-                &format!("{prefix}trusted-ca-file"),
-                dirs.etc.join("ca.pem").into(),
-            );
+            option(&format!("{prefix}cert-file"), dirs.etc.join("server.pem").into());
+            option(&format!("{prefix}key-file"), dirs.etc.join("server.key").into());
+            option(&format!("{prefix}trusted-ca-file"), dirs.etc.join("ca.pem").into());
             option(auth, "true".into());
         }
         // etcd's own defaults, stated because the election's length is part of the 3 s in which control moves.
@@ -140,17 +120,11 @@ pub async fn is_healthy() -> bool {
         stream.take(4096).read_to_string(&mut answer).await?;
         io::Result::Ok(answer.contains("200 OK") && answer.contains("\"health\":\"true\""))
     };
-    matches!(
-        tokio::time::timeout(Duration::from_secs(2), asked).await,
-        Ok(Ok(true))
-    )
+    matches!(tokio::time::timeout(Duration::from_secs(2), asked).await, Ok(Ok(true)))
 }
 
 /// etcd refuses a data folder that others may read.
 fn private_folder(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }

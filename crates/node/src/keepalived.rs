@@ -51,16 +51,9 @@ impl Keepalived {
 
     /// Announces these VIPs, as one who would rather not while the edge is ill. May be called as often as
     /// one likes: without a change it does nothing.
-    pub async fn apply(
-        &mut self,
-        vips: &[AssignedVip],
-        edge: Health,
-    ) -> Result<(), KeepalivedError> {
+    pub async fn apply(&mut self, vips: &[AssignedVip], edge: Health) -> Result<(), KeepalivedError> {
         let folder = self.folder();
-        fs::create_dir_all(&folder).map_err(|source| KeepalivedError {
-            path: folder,
-            source,
-        })?;
+        fs::create_dir_all(&folder).map_err(|source| KeepalivedError { path: folder, source })?;
         if vips.is_empty() {
             return self.silence().await;
         }
@@ -89,10 +82,7 @@ impl Keepalived {
     /// VIPs of this cell that are on the interface now.
     pub fn held(&self) -> Vec<IpAddr> {
         let ours = known_vips(&self.vip_file());
-        addresses_on(&self.interface)
-            .intersection(&ours)
-            .copied()
-            .collect()
+        addresses_on(&self.interface).intersection(&ours).copied().collect()
     }
 
     /// Stops it and takes off what a killed keepalived left.
@@ -201,10 +191,7 @@ fn write_if_other(path: &Path, text: &str) -> Result<bool, KeepalivedError> {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
         return Ok(false);
     }
-    fs::write(path, text).map_err(|source| KeepalivedError {
-        path: path.to_owned(),
-        source,
-    })?;
+    fs::write(path, text).map_err(|source| KeepalivedError { path: path.to_owned(), source })?;
     Ok(true)
 }
 

@@ -23,6 +23,13 @@ pub enum ClientError {
     Refused(#[from] mysql_async::Error),
 }
 
+impl ClientError {
+    /// Only a whole answer, even an error, leaves a connection that can be used again.
+    pub fn spoils_connection(&self) -> bool {
+        !matches!(self, ClientError::Refused(mysql_async::Error::Server(_)))
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum EvictError {
     #[error("cannot put {dead} out of the group: of {size} members the rest would have no quorum")]
@@ -45,6 +52,8 @@ pub struct Status {
     pub state: String,
     pub ready: bool,
     pub primary: bool,
+    /// Takes part in the group traffic at all. Not after it was put out of the group: only a new start helps.
+    pub connected: bool,
     pub group_size: usize,
     pub position: Option<Position>,
 }
@@ -74,42 +83,31 @@ impl Client {
 
     pub async fn status(&mut self) -> Result<Status, ClientError> {
         const ASK: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_local_state_comment', \
-             'wsrep_ready', 'wsrep_cluster_status', 'wsrep_cluster_size', 'wsrep_last_committed', \
-             'wsrep_cluster_state_uuid')";
+             'wsrep_ready', 'wsrep_connected', 'wsrep_cluster_status', 'wsrep_cluster_size', \
+             'wsrep_last_committed', 'wsrep_cluster_state_uuid')";
         let rows: Vec<(String, String)> = within(ANSWER_LIMIT, self.conn.query(ASK)).await?;
         let value = |name: &str| {
-            rows.iter()
-                .find(|(key, _)| key == name)
-                .map(|(_, value)| value.clone())
-                .unwrap_or_default()
+            rows.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap_or_default()
         };
         let seqno = value("wsrep_last_committed").parse().ok();
         Ok(Status {
             state: value("wsrep_local_state_comment"),
             ready: value("wsrep_ready") == "ON",
             primary: value("wsrep_cluster_status") == "Primary",
+            connected: value("wsrep_connected") == "ON",
             group_size: value("wsrep_cluster_size").parse().unwrap_or(0),
-            position: seqno.map(|seqno| Position {
-                group: value("wsrep_cluster_state_uuid"),
-                seqno,
-            }),
+            position: seqno.map(|seqno| Position { group: value("wsrep_cluster_state_uuid"), seqno }),
         })
     }
 
     /// Makes the members that see each other into the group. Only for a controller that knows that no other
     /// group is left.
     pub async fn bootstrap_component(&mut self) -> Result<(), ClientError> {
-        self.change("SET GLOBAL wsrep_provider_options = 'pc.bootstrap=YES'")
-            .await
+        self.change("SET GLOBAL wsrep_provider_options = 'pc.bootstrap=YES'").await
     }
 
     pub async fn evict(&mut self, dead: &ServerId) -> Result<Evicted, EvictError> {
-        let members = self
-            .rows(
-                "SELECT node_uuid, node_name FROM mysql.wsrep_cluster_members",
-                (),
-            )
-            .await?;
+        let members = self.rows("SELECT node_uuid, node_name FROM mysql.wsrep_cluster_members", ()).await?;
         let size = members.len();
         let id = members.into_iter().find_map(|row| {
             let (id, name): (String, String) = mysql_async::from_row_opt(row).ok()?;
@@ -119,17 +117,10 @@ impl Client {
             return Ok(Evicted::NotThere);
         };
         if (size - 1) * 2 <= size {
-            return Err(EvictError::WouldLoseQuorum {
-                dead: dead.clone(),
-                size,
-            });
+            return Err(EvictError::WouldLoseQuorum { dead: dead.clone(), size });
         }
         let order = format!("evs.evict={id}");
-        self.change(&format!(
-            "SET GLOBAL wsrep_provider_options = {}",
-            quoted(&order)
-        ))
-        .await?;
+        self.change(&format!("SET GLOBAL wsrep_provider_options = {}", quoted(&order))).await?;
         Ok(Evicted::Now)
     }
 
@@ -150,9 +141,7 @@ async fn within<T>(
     limit: Duration,
     asked: impl Future<Output = mysql_async::Result<T>>,
 ) -> Result<T, ClientError> {
-    Ok(tokio::time::timeout(limit, asked)
-        .await
-        .map_err(|_| ClientError::Late { limit })??)
+    Ok(tokio::time::timeout(limit, asked).await.map_err(|_| ClientError::Late { limit })??)
 }
 
 /// A string literal. Right under every sql_mode that the agent's own session can have.

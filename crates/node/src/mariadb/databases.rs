@@ -52,19 +52,12 @@ pub async fn ensure(client: &mut Client, assigned: &AssignedDatabase) -> Result<
     let account = format!("{}@{}", quoted(&database.user), quoted(&host));
     let found = find(client, assigned, &pattern, &host).await?;
     if !found.database {
-        client
-            .change(&format!(
-                "CREATE DATABASE IF NOT EXISTS {}",
-                identifier(&database.name)
-            ))
-            .await?;
+        client.change(&format!("CREATE DATABASE IF NOT EXISTS {}", identifier(&database.name))).await?;
     }
     if found.account != Account::Right {
         // The hash, so that no log and no other member sees the password.
         let hash = quoted(&found.hash);
-        let made = format!(
-            "USER IF NOT EXISTS {account} IDENTIFIED VIA mysql_native_password USING {hash}"
-        );
+        let made = format!("USER IF NOT EXISTS {account} IDENTIFIED VIA mysql_native_password USING {hash}");
         let altered = format!("USER {account} IDENTIFIED VIA mysql_native_password USING {hash}");
         match found.account {
             Account::Missing => client.change(&format!("CREATE {made}")).await?,
@@ -72,12 +65,7 @@ pub async fn ensure(client: &mut Client, assigned: &AssignedDatabase) -> Result<
         }
     }
     if !found.grant {
-        client
-            .change(&format!(
-                "GRANT ALL PRIVILEGES ON {}.* TO {account}",
-                identifier(&pattern)
-            ))
-            .await?;
+        client.change(&format!("GRANT ALL PRIVILEGES ON {}.* TO {account}", identifier(&pattern))).await?;
     }
     Ok(())
 }
@@ -87,24 +75,11 @@ pub async fn drop(client: &mut Client, assigned: &AssignedDatabase) -> Result<()
     check(assigned)?;
     let database = &assigned.database;
     let host = site_loopback(assigned.number).to_string();
-    refuse_taken(
-        client,
-        &database.name,
-        &grant_pattern(&database.name),
-        &host,
-    )
-    .await?;
+    refuse_taken(client, &database.name, &grant_pattern(&database.name), &host).await?;
     let account = format!("{}@{}", quoted(&database.user), quoted(&host));
     // The account first: nothing can write into what is being dropped.
-    client
-        .change(&format!("DROP USER IF EXISTS {account}"))
-        .await?;
-    client
-        .change(&format!(
-            "DROP DATABASE IF EXISTS {}",
-            identifier(&database.name)
-        ))
-        .await?;
+    client.change(&format!("DROP USER IF EXISTS {account}")).await?;
+    client.change(&format!("DROP DATABASE IF EXISTS {}", identifier(&database.name))).await?;
     Ok(())
 }
 
@@ -135,16 +110,8 @@ async fn find(
          (SELECT COUNT(*) FROM mysql.db WHERE Db = ? AND User = ? AND Host = ?)";
     let database = &assigned.database;
     let (name, user) = (&database.name, &database.user);
-    let rows = client
-        .rows(
-            ASK,
-            (&database.password, name, user, host, pattern, user, host),
-        )
-        .await?;
-    let row = rows
-        .into_iter()
-        .next()
-        .expect("a SELECT without FROM gives one row");
+    let rows = client.rows(ASK, (&database.password, name, user, host, pattern, user, host)).await?;
+    let row = rows.into_iter().next().expect("a SELECT without FROM gives one row");
     let (hash, databases, stored, grants): (String, u64, Option<String>, u64) =
         mysql_async::from_row_opt(row).map_err(|_| ClientError::Odd)?;
     let account = match stored {
@@ -152,12 +119,7 @@ async fn find(
         Some(stored) if stored == hash => Account::Right,
         Some(_) => Account::OtherPassword,
     };
-    Ok(Found {
-        database: databases > 0,
-        account,
-        grant: grants > 0,
-        hash,
-    })
+    Ok(Found { database: databases > 0, account, grant: grants > 0, hash })
 }
 
 /// The pool has one set of names for all sites.
@@ -167,14 +129,10 @@ async fn refuse_taken(
     pattern: &str,
     host: &str,
 ) -> Result<(), DatabaseError> {
-    const ASK: &str =
-        "SELECT Host FROM mysql.db WHERE Db = ? AND Host LIKE '127.%' AND Host <> ? LIMIT 1";
+    const ASK: &str = "SELECT Host FROM mysql.db WHERE Db = ? AND Host LIKE '127.%' AND Host <> ? LIMIT 1";
     let other = client.rows(ASK, (pattern, host)).await?.into_iter().next();
     match other.and_then(|row| row.get::<String, _>(0)) {
-        Some(host) => Err(DatabaseError::Taken {
-            name: name.to_owned(),
-            host,
-        }),
+        Some(host) => Err(DatabaseError::Taken { name: name.to_owned(), host }),
         None => Ok(()),
     }
 }
@@ -190,30 +148,15 @@ mod tests {
     use kopek_core::desired::Database;
 
     fn assigned(name: &str, user: &str) -> AssignedDatabase {
-        let database = Database {
-            name: name.to_owned(),
-            user: user.to_owned(),
-            password: String::new(),
-        };
-        AssignedDatabase {
-            number: 1,
-            database,
-        }
+        let database = Database { name: name.to_owned(), user: user.to_owned(), password: String::new() };
+        AssignedDatabase { number: 1, database }
     }
 
     #[test]
     fn a_site_cannot_have_a_database_of_mariadbs_own_or_one_outside_its_folder() {
-        for name in [
-            "",
-            "mysql",
-            "MySQL",
-            "information_schema",
-            "../mysql",
-            "a/b",
-            "#mysql50#mysql",
-            "a.b",
-            "a b",
-        ] {
+        for name in
+            ["", "mysql", "MySQL", "information_schema", "../mysql", "a/b", "#mysql50#mysql", "a.b", "a b"]
+        {
             assert!(check(&assigned(name, "u")).is_err(), "{name:?}");
         }
         assert!(check(&assigned("wp_shop-2", "it's me")).is_ok());

@@ -17,10 +17,7 @@ use super::home::Home;
 use crate::daemon::{Account, DaemonError, clean_command, located};
 
 /// nobody and nogroup on every Debian (base-passwd).
-const NOBODY: Account = Account {
-    uid: 65_534,
-    gid: 65_534,
-};
+const NOBODY: Account = Account { uid: 65_534, gid: 65_534 };
 /// Dumps have INSERTs of megabytes in one line; they are handed on in pieces.
 const PIECE: u64 = 64 << 10;
 /// The server's message, and some of the statement.
@@ -40,28 +37,15 @@ pub enum DumpError {
     Run(#[source] io::Error),
 }
 
-pub async fn import_dump(
-    home: &Home,
-    assigned: &AssignedDatabase,
-    file: &Path,
-) -> Result<(), DumpError> {
+pub async fn import_dump(home: &Home, assigned: &AssignedDatabase, file: &Path) -> Result<(), DumpError> {
     let dump = tokio::fs::File::open(file)
         .await
-        .map_err(|source| DumpError::Unreadable {
-            path: file.to_owned(),
-            source,
-        })?;
+        .map_err(|source| DumpError::Unreadable { path: file.to_owned(), source })?;
     let path = located("mariadb", "mariadb-client")?;
     let entrance = Entrance::open(&home.run(), assigned.number).map_err(DumpError::Run)?;
     let database = &assigned.database;
     let mut command = clean_command(&path, Some(NOBODY));
-    command.args([
-        "--no-defaults",
-        "--protocol=socket",
-        "--batch",
-        "--skip-reconnect",
-        "--local-infile=0",
-    ]);
+    command.args(["--no-defaults", "--protocol=socket", "--batch", "--skip-reconnect", "--local-infile=0"]);
     command.args([
         "--binary-mode",
         "--sandbox",
@@ -69,15 +53,9 @@ pub async fn import_dump(
         "--default-character-set=utf8mb4",
     ]);
     command.arg(format!("--socket={}", entrance.socket.display()));
-    command
-        .arg(format!("--user={}", database.user))
-        .arg(format!("--database={}", database.name));
+    command.arg(format!("--user={}", database.user)).arg(format!("--database={}", database.name));
     command.env("MYSQL_PWD", &database.password);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let mut child = command.spawn().map_err(DumpError::Run)?;
     let (Some(stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
         return Err(DumpError::Run(io::ErrorKind::BrokenPipe.into()));
@@ -85,10 +63,7 @@ pub async fn import_dump(
     let complaint = async {
         let mut text = Vec::new();
         let mut stderr = stderr;
-        (&mut stderr)
-            .take(COMPLAINT_MAX)
-            .read_to_end(&mut text)
-            .await?;
+        (&mut stderr).take(COMPLAINT_MAX).read_to_end(&mut text).await?;
         tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await?;
         io::Result::Ok(String::from_utf8_lossy(&text).into_owned())
     };
@@ -102,10 +77,7 @@ pub async fn import_dump(
         return Err(explained(&complaint));
     }
     // The client was content, so it has read all that we could give it.
-    fed.map_err(|source| DumpError::Unreadable {
-        path: file.to_owned(),
-        source,
-    })
+    fed.map_err(|source| DumpError::Unreadable { path: file.to_owned(), source })
 }
 
 /// `ERROR 1064 (42000) at line 3: You have an error …`
@@ -114,16 +86,10 @@ fn explained(complaint: &str) -> DumpError {
     let told = error.and_then(|error| {
         let (_, rest) = error.split_once("at line ")?;
         let (line, message) = rest.split_once(": ")?;
-        Some(DumpError::Statement {
-            line: line.parse().ok()?,
-            message: message.trim_end().to_owned(),
-        })
+        Some(DumpError::Statement { line: line.parse().ok()?, message: message.trim_end().to_owned() })
     });
     told.unwrap_or_else(|| DumpError::Client {
-        message: error
-            .or(complaint.lines().last())
-            .unwrap_or("no message")
-            .to_owned(),
+        message: error.or(complaint.lines().last()).unwrap_or("no message").to_owned(),
     })
 }
 
@@ -143,12 +109,7 @@ impl Entrance {
         let listener = UnixListener::bind(&socket)?;
         chown(&socket, Some(NOBODY.uid), Some(NOBODY.gid))?;
         chown(folder.path(), Some(NOBODY.uid), Some(NOBODY.gid))?;
-        Ok(Entrance {
-            socket,
-            listener,
-            number,
-            _folder: folder,
-        })
+        Ok(Entrance { socket, listener, number, _folder: folder })
     }
 
     /// Serves until dropped.
@@ -181,23 +142,14 @@ async fn feed(dump: tokio::fs::File, mut client: impl AsyncWrite + Unpin) -> io:
     let mut at_line_start = true;
     loop {
         piece.clear();
-        if (&mut dump)
-            .take(PIECE)
-            .read_until(b'\n', &mut piece)
-            .await?
-            == 0
-        {
+        if (&mut dump).take(PIECE).read_until(b'\n', &mut piece).await? == 0 {
             let _ = client.shutdown().await;
             return Ok(());
         }
         let rewritten = if at_line_start { fitted(&piece) } else { None };
         at_line_start = piece.ends_with(b"\n");
         // The client closes its end at the first error; its complaint tells more than ours could.
-        if client
-            .write_all(rewritten.as_deref().unwrap_or(&piece))
-            .await
-            .is_err()
-        {
+        if client.write_all(rewritten.as_deref().unwrap_or(&piece)).await.is_err() {
             return Ok(());
         }
     }
@@ -237,20 +189,14 @@ mod tests {
 
     #[test]
     fn tables_that_would_not_replicate_become_innodb() {
-        assert_eq!(
-            fit(") ENGINE=MyISAM AUTO_INCREMENT=3;\n"),
-            ") ENGINE=InnoDB AUTO_INCREMENT=3;\n"
-        );
+        assert_eq!(fit(") ENGINE=MyISAM AUTO_INCREMENT=3;\n"), ") ENGINE=InnoDB AUTO_INCREMENT=3;\n");
         let text = "INSERT INTO t VALUES ('ENGINE=MyISAM');\n";
         assert_eq!(fit(text), text);
     }
 
     #[test]
     fn definers_of_another_server_are_left_out() {
-        assert_eq!(
-            fit("CREATE DEFINER=`a`@`%` PROCEDURE p()\n"),
-            "CREATE  PROCEDURE p()\n"
-        );
+        assert_eq!(fit("CREATE DEFINER=`a`@`%` PROCEDURE p()\n"), "CREATE  PROCEDURE p()\n");
         assert_eq!(
             fit("/*!50003 CREATE*/ /*!50017 DEFINER=`a`@`b`*/ /*!50003 TRIGGER\n"),
             "/*!50003 CREATE*/ /*!50017 */ /*!50003 TRIGGER\n"
@@ -270,9 +216,6 @@ mod tests {
             matches!(&told, DumpError::Statement { line: 5, message } if message == "You have: an error"),
             "{told:?}"
         );
-        assert!(matches!(
-            explained("ERROR 1045 (28000): Access denied"),
-            DumpError::Client { .. }
-        ));
+        assert!(matches!(explained("ERROR 1045 (28000): Access denied"), DumpError::Client { .. }));
     }
 }

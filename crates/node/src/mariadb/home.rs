@@ -26,10 +26,7 @@ pub struct Home {
 
 impl Home {
     pub fn new(dirs: &Dirs, config: MemberConfig) -> Home {
-        Home {
-            dirs: dirs.clone(),
-            config,
-        }
+        Home { dirs: dirs.clone(), config }
     }
 
     /// mariadbd's and its state transfers' account. They fail in various ways as root.
@@ -74,31 +71,22 @@ impl Home {
 
     /// `gcomm://10.0.0.1,10.0.0.2`
     pub fn group_url<'a>(group: impl Iterator<Item = &'a IpAddr>) -> String {
-        let members: Vec<String> = group
-            .map(|address| SocketAddr::new(*address, GROUP_PORT).to_string())
-            .collect();
+        let members: Vec<String> =
+            group.map(|address| SocketAddr::new(*address, GROUP_PORT).to_string()).collect();
         format!("gcomm://{}", members.join(","))
     }
 
     pub fn configuration(&self) -> String {
-        let MemberConfig {
-            server,
-            address,
-            buffer_pool,
-        } = &self.config;
+        let MemberConfig { server, address, buffer_pool } = &self.config;
         let file = |name: &str| self.tls().join(name).display().to_string();
         let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
         let provider = [
-            format!(
-                "gmcast.listen_addr=ssl://{}",
-                SocketAddr::new(*address, GROUP_PORT)
-            ),
+            format!("gmcast.listen_addr=ssl://{}", SocketAddr::new(*address, GROUP_PORT)),
             format!("socket.ssl_ca={ca};socket.ssl_cert={cert};socket.ssl_key={key}"),
             // A dead member is out after 1 s (5 s by default): a survivor took writes after 1.3 s. Less made
             // a loaded machine's own pauses look like deaths.
             "evs.keepalive_period=PT0.25S;evs.inactive_check_period=PT0.25S".to_owned(),
-            "evs.suspect_timeout=PT1S;evs.inactive_timeout=PT3S;evs.install_timeout=PT3S"
-                .to_owned(),
+            "evs.suspect_timeout=PT1S;evs.inactive_timeout=PT3S;evs.install_timeout=PT3S".to_owned(),
             // The controller alone decides who starts a group. By itself Galera would, from a saved view.
             "pc.recovery=FALSE".to_owned(),
             // How far behind a member may be and still catch up without copying everything.
@@ -130,6 +118,8 @@ impl Home {
              innodb_flush_log_at_trx_commit=1\n\
              innodb_autoinc_lock_mode=2\n\
              binlog_format=ROW\n\
+             # Sites may make triggers and functions, as on any hosting; Galera would ask for SUPER.\n\
+             log_bin_trust_function_creators=ON\n\
              wsrep_on=ON\n\
              wsrep_provider={PROVIDER}\n\
              wsrep_provider_options=\"{provider}\"\n\
@@ -168,14 +158,7 @@ impl Home {
 /// The group's id, the same on every server of a cell: from the cell's authority.
 pub fn group_id(ca_pem: &[u8]) -> String {
     let hex = blake3::hash(ca_pem).to_hex();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..32]
-    )
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..32])
 }
 
 pub fn grastate(data: &Path) -> PathBuf {

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::client::{Client, Status};
-use super::databases;
+use super::databases::{self, DatabaseError};
 use super::home::{GRACE, Home, PACKAGE};
 use super::position::{self, Found};
 use super::setup;
@@ -29,6 +29,8 @@ const NAME: &str = "mariadbd";
 /// A start takes 0.2 s to 3 s; everybody waits for it.
 const PROBE_STARTING: Duration = Duration::from_millis(50);
 const PROBE: Duration = Duration::from_millis(500);
+/// A member that is being copied is not interrupted because its donor was silent for a moment.
+const HOLD_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the agent was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,21 +41,10 @@ pub enum Wanted {
     Member(AssignedMember),
 }
 
-pub async fn keep(
-    home: Home,
-    wanted: watch::Receiver<Wanted>,
-    seen: watch::Sender<Option<SeenMember>>,
-) {
+pub async fn keep(home: Home, wanted: watch::Receiver<Wanted>, seen: watch::Sender<Option<SeenMember>>) {
     let found = Daemon::adopt(&home.dirs, NAME);
     let running = found.map(|daemon| Running::new(daemon, Progress::Answered));
-    let keeper = Keeper {
-        home,
-        wanted,
-        seen,
-        running,
-        found: None,
-        backoff: Backoff::default(),
-    };
+    let keeper = Keeper { home, wanted, seen, running, found: None, backoff: Backoff::default() };
     keeper.run().await;
 }
 
@@ -72,6 +63,8 @@ struct Running {
     since: Instant,
     progress: Progress,
     client: Option<Client>,
+    /// It was in the group, and will not find back by itself.
+    is_put_out: bool,
     position: Option<Position>,
     /// Databases that are known to exist as assigned.
     done: BTreeMap<SiteName, AssignedDatabase>,
@@ -95,6 +88,7 @@ impl Running {
             since: Instant::now(),
             progress,
             client: None,
+            is_put_out: false,
             position: None,
             done: BTreeMap::new(),
             troubles: BTreeMap::new(),
@@ -149,11 +143,7 @@ impl Keeper {
             info!("made the first data of this pool member");
             self.found = Some(position::on_disk(&self.home).await?);
         }
-        let group = if self.may_bootstrap(member) {
-            Group::New
-        } else {
-            Group::Existing
-        };
+        let group = if self.may_bootstrap(member) { Group::New } else { Group::Existing };
         if group == Group::New {
             position::allow_bootstrap(&self.home.data()).map_err(BeginError::Bootstrap)?;
         }
@@ -165,25 +155,9 @@ impl Keeper {
 
     fn program(&self, member: &AssignedMember, group: Group) -> Result<Program, BeginError> {
         let mut args = vec![self.home.defaults_argument().into()];
-        args.push(
-            format!(
-                "--wsrep-cluster-address={}",
-                Home::group_url(member.group.values())
-            )
-            .into(),
-        );
-        if let Some(Found {
-            position,
-            recovered: true,
-        }) = &self.found
-        {
-            args.push(
-                format!(
-                    "--wsrep-start-position={}:{}",
-                    position.group, position.seqno
-                )
-                .into(),
-            );
+        args.push(format!("--wsrep-cluster-address={}", Home::group_url(member.group.values())).into());
+        if let Some(Found { position, recovered: true }) = &self.found {
+            args.push(format!("--wsrep-start-position={}:{}", position.group, position.seqno).into());
         }
         if group == Group::New {
             args.push("--wsrep-new-cluster".into());
@@ -201,13 +175,19 @@ impl Keeper {
 
     /// Probes, reports and makes databases until something else is to be done.
     async fn watch(&mut self, member: Option<&AssignedMember>) {
+        let told = Instant::now();
         loop {
             self.probe(member).await;
             let Some(running) = &mut self.running else {
                 return;
             };
+            if running.is_put_out {
+                warn!("pool member was put out of the group: starts anew");
+                return self.stop().await;
+            }
             let starting = running.progress == Progress::Starting;
-            if starting && member.is_some_and(|member| member.start == Start::Hold) {
+            let held = member.is_some_and(|member| member.start == Start::Hold);
+            if starting && held && told.elapsed() >= HOLD_PATIENCE {
                 return self.stop().await;
             }
             let pause = if starting { PROBE_STARTING } else { PROBE };
@@ -244,8 +224,7 @@ impl Keeper {
                     true => format!("it is {}", status.state),
                     false => "it has no quorum".to_owned(),
                 };
-                if !status.primary && member.is_some_and(|member| may_bootstrap(&self.home, member))
-                {
+                if !status.primary && member.is_some_and(|member| may_bootstrap(&self.home, member)) {
                     running.become_group().await;
                 }
                 (MemberState::Unready { why }, status.group_size)
@@ -300,22 +279,14 @@ impl Keeper {
 
     fn report(&self, state: MemberState, group_size: usize) {
         let (position, databases) = match &self.running {
-            Some(running) => (
-                running.position.clone(),
-                running.done.keys().cloned().collect(),
-            ),
+            Some(running) => (running.position.clone(), running.done.keys().cloned().collect()),
             None => {
                 let found = self.found.as_ref().map(|found| found.position.clone());
                 let absent = || (!self.home.data().is_dir()).then(position::nothing);
                 (found.or_else(absent), Vec::new())
             }
         };
-        let now = SeenMember {
-            state,
-            group_size,
-            position,
-            databases,
-        };
+        let now = SeenMember { state, group_size, position, databases };
         self.seen.send_if_modified(|seen| {
             let news = seen.as_ref().is_none_or(|old| {
                 old.state != now.state
@@ -377,22 +348,19 @@ impl Running {
     async fn status(&mut self, socket: &std::path::Path) -> Result<Status, String> {
         let mut client = match self.client.take() {
             Some(client) => client,
-            None => Client::connect(socket)
-                .await
-                .map_err(|error| explained(&error))?,
+            None => Client::connect(socket).await.map_err(|error| explained(&error))?,
         };
         let status = client.status().await.map_err(|error| explained(&error))?;
         self.client = Some(client);
+        self.is_put_out = self.progress == Progress::Answered && !status.connected;
         self.position = status.position.clone();
         Ok(status)
     }
 
     /// Makes those that are not known to be there, one after the other; a failed one is tried again.
     async fn make_databases(&mut self, member: &AssignedMember) {
-        self.done
-            .retain(|site, _| member.databases.contains_key(site));
-        self.troubles
-            .retain(|site, _| member.databases.contains_key(site));
+        self.done.retain(|site, _| member.databases.contains_key(site));
+        self.troubles.retain(|site, _| member.databases.contains_key(site));
         for (site, database) in &member.databases {
             if self.done.get(site) == Some(database) {
                 continue;
@@ -408,9 +376,10 @@ impl Running {
                 }
                 Err(error) => {
                     let why = explained(&error);
-                    // Its connection may be in the middle of an answer.
-                    self.client = None;
                     self.done.remove(site);
+                    if matches!(&error, DatabaseError::Client(error) if error.spoils_connection()) {
+                        self.client = None;
+                    }
                     if self.troubles.insert(site.clone(), why.clone()).as_ref() != Some(&why) {
                         warn!(%site, why, "cannot make the site's database; will try again");
                     }

@@ -47,11 +47,7 @@ pub struct MemberConfig {
 
 impl MemberConfig {
     pub fn new(server: &ServerId, address: IpAddr) -> MemberConfig {
-        MemberConfig {
-            server: server.clone(),
-            address,
-            buffer_pool: Bytes::mib(128),
-        }
+        MemberConfig { server: server.clone(), address, buffer_pool: Bytes::mib(128) }
     }
 }
 
@@ -95,11 +91,7 @@ impl Member {
 
     /// Executes a site's SQL dump with the site's own rights. The member must be synced and have the site's
     /// database. Statements before the one that failed stay done: drop the database to repeat.
-    pub async fn import_dump(
-        &self,
-        database: &AssignedDatabase,
-        file: &Path,
-    ) -> Result<(), DumpError> {
+    pub async fn import_dump(&self, database: &AssignedDatabase, file: &Path) -> Result<(), DumpError> {
         dump::import_dump(&self.home, database, file).await
     }
 
@@ -112,9 +104,6 @@ impl Member {
     /// Puts a member that is known to be dead or frozen out of the group at once, instead of after the
     /// group's own time limit. Refuses where the rest would have no quorum.
     pub async fn evict(&self, dead: &ServerId) -> Result<Evicted, EvictError> {
-        client::Client::connect(&self.home.socket())
-            .await?
-            .evict(dead)
-            .await
+        client::Client::connect(&self.home.socket()).await?.evict(dead).await
     }
 }

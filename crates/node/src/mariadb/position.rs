@@ -39,47 +39,26 @@ pub struct Found {
 }
 
 pub fn nothing() -> Position {
-    Position {
-        group: NOBODY.to_owned(),
-        seqno: -1,
-    }
+    Position { group: NOBODY.to_owned(), seqno: -1 }
 }
 
 /// Only while mariadbd does not run.
 pub async fn on_disk(home: &Home) -> Result<Found, PositionError> {
     match saved(&home.data()) {
         // No data yet, or a state transfer was cut off: what is there belongs to no group.
-        None => Ok(Found {
-            position: nothing(),
-            recovered: false,
-        }),
-        Some(position) if position.group == NOBODY => Ok(Found {
-            position: nothing(),
-            recovered: false,
-        }),
-        Some(position) if position.seqno >= 0 => Ok(Found {
-            position,
-            recovered: false,
-        }),
-        Some(_) => Ok(Found {
-            position: recover(home).await?,
-            recovered: true,
-        }),
+        None => Ok(Found { position: nothing(), recovered: false }),
+        Some(position) if position.group == NOBODY => Ok(Found { position: nothing(), recovered: false }),
+        Some(position) if position.seqno >= 0 => Ok(Found { position, recovered: false }),
+        Some(_) => Ok(Found { position: recover(home).await?, recovered: true }),
     }
 }
 
 /// What `grastate.dat` says; seqno -1 after a crash.
 fn saved(data: &Path) -> Option<Position> {
     let text = fs::read_to_string(grastate(data)).ok()?;
-    let field = |name: &str| {
-        text.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .map(str::trim)
-    };
-    Some(Position {
-        group: field("uuid")?.to_owned(),
-        seqno: field("seqno")?.parse().ok()?,
-    })
+    let field =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    Some(Position { group: field("uuid")?.to_owned(), seqno: field("seqno")?.parse().ok()? })
 }
 
 /// Lets Galera start a group here although another member may have left last: the controller compared.
@@ -89,41 +68,29 @@ pub fn allow_bootstrap(data: &Path) -> io::Result<()> {
         return Ok(());
     };
     let allowed = text.replace("safe_to_bootstrap: 0", "safe_to_bootstrap: 1");
-    if allowed == text {
-        Ok(())
-    } else {
-        fs::write(path, allowed)
-    }
+    if allowed == text { Ok(()) } else { fs::write(path, allowed) }
 }
 
 async fn recover(home: &Home) -> Result<Position, PositionError> {
     let path = located("mariadbd", PACKAGE)?;
     let mut command = clean_command(&path, Some(Home::account()?));
     command.arg(home.defaults_argument());
-    command.args([
-        "--wsrep-recover",
-        "--wsrep-cluster-address=gcomm://",
-        "--skip-networking",
-    ]);
+    command.args(["--wsrep-recover", "--wsrep-cluster-address=gcomm://", "--skip-networking"]);
     command.stdout(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(RECOVER_LIMIT, command.output())
         .await
         .map_err(|_| PositionError::Late)?
         .map_err(PositionError::Run)?;
     let log = String::from_utf8_lossy(&output.stderr);
-    recovered(&log).ok_or_else(|| PositionError::Silent {
-        last: log.lines().last().unwrap_or("no output").to_owned(),
-    })
+    recovered(&log)
+        .ok_or_else(|| PositionError::Silent { last: log.lines().last().unwrap_or("no output").to_owned() })
 }
 
 fn recovered(log: &str) -> Option<Position> {
     let (_, rest) = log.rsplit_once(RECOVERED)?;
     let word = rest.split_ascii_whitespace().next()?;
     let mut parts = word.split(',').next()?.split(':');
-    Some(Position {
-        group: parts.next()?.to_owned(),
-        seqno: parts.next()?.parse().ok()?,
-    })
+    Some(Position { group: parts.next()?.to_owned(), seqno: parts.next()?.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -135,13 +102,7 @@ mod tests {
     #[test]
     fn the_recovered_position_is_read_from_the_log() {
         let log = format!("x\n2026-11-22 WSREP: Recovered position: {GROUP}:42\nbye\n");
-        assert_eq!(
-            recovered(&log),
-            Some(Position {
-                group: GROUP.to_owned(),
-                seqno: 42
-            })
-        );
+        assert_eq!(recovered(&log), Some(Position { group: GROUP.to_owned(), seqno: 42 }));
         let with_gtid = format!("WSREP: Recovered position: {GROUP}:7,0-1-2\n");
         assert_eq!(recovered(&with_gtid).map(|p| p.seqno), Some(7));
         assert_eq!(recovered("nothing of the kind"), None);
@@ -155,18 +116,8 @@ mod tests {
             "# GALERA saved state\nversion: 2.1\nuuid:    {GROUP}\nseqno:   -1\nsafe_to_bootstrap: 0\n"
         );
         fs::write(grastate(data.path()), text).unwrap();
-        assert_eq!(
-            saved(data.path()),
-            Some(Position {
-                group: GROUP.to_owned(),
-                seqno: -1
-            })
-        );
+        assert_eq!(saved(data.path()), Some(Position { group: GROUP.to_owned(), seqno: -1 }));
         allow_bootstrap(data.path()).unwrap();
-        assert!(
-            fs::read_to_string(grastate(data.path()))
-                .unwrap()
-                .contains("safe_to_bootstrap: 1")
-        );
+        assert!(fs::read_to_string(grastate(data.path())).unwrap().contains("safe_to_bootstrap: 1"));
     }
 }

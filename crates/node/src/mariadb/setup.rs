@@ -27,10 +27,7 @@ pub enum SetupError {
     #[error("cannot use {path}")]
     File { path: PathBuf, source: io::Error },
     #[error("cannot run {program}")]
-    Run {
-        program: &'static str,
-        source: io::Error,
-    },
+    Run { program: &'static str, source: io::Error },
     #[error("{program} failed: {last}")]
     Failed { program: &'static str, last: String },
 }
@@ -47,17 +44,8 @@ pub async fn prepare(home: &Home) -> Result<(), SetupError> {
     }
     folders(home, account)?;
     certificates(home, account)?;
-    write(
-        &home.configuration_file(),
-        home.configuration().as_bytes(),
-        0o644,
-        None,
-    )?;
-    if home.data().is_dir() {
-        Ok(())
-    } else {
-        first_data(home, account).await
-    }
+    write(&home.configuration_file(), home.configuration().as_bytes(), 0o644, None)?;
+    if home.data().is_dir() { Ok(()) } else { first_data(home, account).await }
 }
 
 fn folders(home: &Home, account: Account) -> Result<(), SetupError> {
@@ -69,19 +57,15 @@ fn folders(home: &Home, account: Account) -> Result<(), SetupError> {
         (home.temporary(), Some(0o700), Some(account)),
         (home.run(), Some(0o755), Some(account)),
     ] {
-        let made = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(&path)
-            .and_then(|()| {
-                // mysql must be able to pass through the folders that it shares with others.
-                let old = fs::metadata(&path)?.permissions().mode() & 0o7777;
-                let mode = mode.unwrap_or(old | 0o011);
-                if mode != old {
-                    fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
-                }
-                give(&path, owner)
-            });
+        let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&path).and_then(|()| {
+            // mysql must be able to pass through the folders that it shares with others.
+            let old = fs::metadata(&path)?.permissions().mode() & 0o7777;
+            let mode = mode.unwrap_or(old | 0o011);
+            if mode != old {
+                fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+            }
+            give(&path, owner)
+        });
         made.map_err(|source| SetupError::File { path, source })?;
     }
     Ok(())
@@ -99,62 +83,40 @@ fn certificates(home: &Home, account: Account) -> Result<(), SetupError> {
 
 async fn first_data(home: &Home, account: Account) -> Result<(), SetupError> {
     let unready = home.state().join("data.new");
-    let failed = |source| SetupError::File {
-        path: unready.clone(),
-        source,
-    };
+    let failed = |source| SetupError::File { path: unready.clone(), source };
     match fs::remove_dir_all(&unready) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => (),
     }
-    fs::DirBuilder::new()
-        .mode(0o700)
-        .create(&unready)
-        .map_err(failed)?;
+    fs::DirBuilder::new().mode(0o700).create(&unready).map_err(failed)?;
     give(&unready, Some(account)).map_err(failed)?;
     install(home, &unready, account).await?;
     place_in_history(home, &unready, account).await?;
     fs::rename(&unready, home.data()).map_err(failed)?;
     // The rename must not be undone by a power cut once somebody relies on it.
-    fs::File::open(home.state())
-        .and_then(|folder| folder.sync_all())
-        .map_err(failed)
+    fs::File::open(home.state()).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 /// System tables; root and mysql by the socket's credentials, no anonymous user, no test database.
 async fn install(home: &Home, unready: &Path, account: Account) -> Result<(), SetupError> {
     const PROGRAM: &str = "mariadb-install-db";
     let mut command = clean_command(&located(PROGRAM, PACKAGE)?, Some(account));
-    command
-        .arg(home.defaults_argument())
-        .arg(argument("--datadir", unready));
-    command.args([
-        "--auth-root-authentication-method=socket",
-        "--auth-root-socket-user=mysql",
-    ]);
-    command.args(["--skip-test-db", "--skip-name-resolve", "--force"]);
+    command.arg(home.defaults_argument()).arg(argument("--datadir", unready));
+    command.args(["--auth-root-authentication-method=socket", "--auth-root-socket-user=mysql"]);
+    command.args(["--skip-test-db", "--skip-name-resolve", "--force", "--wsrep-on=OFF"]);
     let output = command
         .kill_on_drop(true)
         .output()
         .await
-        .map_err(|source| SetupError::Run {
-            program: PROGRAM,
-            source,
-        })?;
+        .map_err(|source| SetupError::Run { program: PROGRAM, source })?;
     if output.status.success() {
         return Ok(());
     }
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
-    let last = text
-        .lines()
-        .rfind(|line| line.contains("ERROR"))
-        .or(text.lines().last())
-        .unwrap_or("no output");
-    Err(SetupError::Failed {
-        program: PROGRAM,
-        last: last.to_owned(),
-    })
+    let last =
+        text.lines().rfind(|line| line.contains("ERROR")).or(text.lines().last()).unwrap_or("no output");
+    Err(SetupError::Failed { program: PROGRAM, last: last.to_owned() })
 }
 
 /// Runs the new data once as a group of one that nobody can reach, so that InnoDB too knows its position.
@@ -169,35 +131,15 @@ async fn place_in_history(home: &Home, unready: &Path, account: Account) -> Resu
     write(&grastate(unready), start.as_bytes(), 0o600, Some(account))?;
     let socket = home.run().join("first.sock");
     let mut command = clean_command(&located(PROGRAM, PACKAGE)?, Some(account));
-    command
-        .arg(home.defaults_argument())
-        .arg(argument("--datadir", unready));
-    command
-        .arg(argument("--socket", &socket))
-        .arg(argument("--pid-file", &home.run().join("first.pid")));
-    command.args([
-        "--skip-networking",
-        "--wsrep-new-cluster",
-        "--wsrep-cluster-address=gcomm://",
-    ]);
-    command.args([
-        "--wsrep-cluster-name=first",
-        "--wsrep-node-address=127.0.0.1",
-    ]);
-    command
-        .arg("--wsrep-provider-options=gmcast.listen_addr=tcp://127.0.0.1:4567;pc.recovery=FALSE");
-    command
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let failed = |source| SetupError::Run {
-        program: PROGRAM,
-        source,
-    };
+    command.arg(home.defaults_argument()).arg(argument("--datadir", unready));
+    command.arg(argument("--socket", &socket)).arg(argument("--pid-file", &home.run().join("first.pid")));
+    command.args(["--skip-networking", "--wsrep-new-cluster", "--wsrep-cluster-address=gcomm://"]);
+    command.args(["--wsrep-cluster-name=first", "--wsrep-node-address=127.0.0.1"]);
+    command.arg("--wsrep-provider-options=gmcast.listen_addr=tcp://127.0.0.1:4567;pc.recovery=FALSE");
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let failed = |source| SetupError::Run { program: PROGRAM, source };
     let child = command.spawn().map_err(failed)?;
-    let pid = child
-        .id()
-        .and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+    let pid = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
     let output = child.wait_with_output();
     tokio::pin!(output);
     let synced = async {
@@ -220,28 +162,18 @@ async fn place_in_history(home: &Home, unready: &Path, account: Account) -> Resu
         }
     };
     let ended = ended.map_err(failed)?;
-    let placed =
-        fs::read_to_string(grastate(unready)).is_ok_and(|text| text.contains("seqno:   1\n"));
+    let placed = fs::read_to_string(grastate(unready)).is_ok_and(|text| text.contains("seqno:   1\n"));
     if placed {
         return Ok(());
     }
     let log = String::from_utf8_lossy(&ended.stderr);
-    let last = log
-        .lines()
-        .rfind(|line| line.contains("[ERROR]"))
-        .unwrap_or("it did not reach position 1");
-    Err(SetupError::Failed {
-        program: PROGRAM,
-        last: last.to_owned(),
-    })
+    let last = log.lines().rfind(|line| line.contains("[ERROR]")).unwrap_or("it did not reach position 1");
+    Err(SetupError::Failed { program: PROGRAM, last: last.to_owned() })
 }
 
 async fn synced(socket: &Path) -> bool {
     match Client::connect(socket).await {
-        Ok(mut client) => client
-            .status()
-            .await
-            .is_ok_and(|status| status.accepts_writes()),
+        Ok(mut client) => client.status().await.is_ok_and(|status| status.accepts_writes()),
         Err(_) => false,
     }
 }
@@ -263,10 +195,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32, owner: Option<Account>) -> Result
         .and_then(|()| fs::write(&unready, bytes))
         .and_then(|()| give(&unready, owner))
         .and_then(|()| fs::rename(&unready, path))
-        .map_err(|source| SetupError::File {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|source| SetupError::File { path: path.to_owned(), source })
 }
 
 fn give(path: &Path, owner: Option<Account>) -> io::Result<()> {

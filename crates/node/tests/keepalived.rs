@@ -1,0 +1,96 @@
+//! Two real keepalived in two namespaces.
+
+mod rack;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kopek_core::assignment::AssignedVip;
+use kopek_core::observed::Health;
+use kopek_node::keepalived::Keepalived;
+use rack::{Server, eventually, rack};
+use tokio::sync::Mutex;
+
+const SOON: Duration = Duration::from_secs(10);
+
+struct Announcer<'a> {
+    server: &'a Server,
+    keepalived: Arc<Mutex<Keepalived>>,
+}
+
+impl<'a> Announcer<'a> {
+    fn on(server: &'a Server) -> Announcer<'a> {
+        let keepalived = Keepalived::new(&server.dirs, &server.name, "eth0");
+        Announcer { server, keepalived: Arc::new(Mutex::new(keepalived)) }
+    }
+
+    fn apply(&self, vips: &[AssignedVip], edge: Health) {
+        let (keepalived, vips) = (self.keepalived.clone(), vips.to_vec());
+        self.server.run(async move { keepalived.lock().await.apply(&vips, edge).await.unwrap() });
+    }
+
+    fn held(&self) -> Vec<IpAddr> {
+        let keepalived = self.keepalived.clone();
+        self.server.run(async move { keepalived.lock().await.held() })
+    }
+
+    /// By the kernel, whatever the code under test thinks.
+    fn really_held(&self, vip: &IpAddr) -> bool {
+        let output = self.server.command("ip").args(["-o", "addr", "show", "dev", "eth0"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().contains(&format!(" {vip}/"))
+    }
+}
+
+fn vip(address: &str, priority: u8) -> AssignedVip {
+    let address: IpAddr = address.parse().unwrap();
+    let IpAddr::V4(v4) = address else { unreachable!() };
+    AssignedVip { address, router: v4.octets()[3], priority }
+}
+
+#[test]
+fn an_address_moves_from_a_killed_server_and_from_an_ill_edge() {
+    const X: &str = "10.93.2.100";
+    const Y: &str = "10.93.2.101";
+    let (x, y): (IpAddr, IpAddr) = (X.parse().unwrap(), Y.parse().unwrap());
+    let mut rack = rack("k", 2);
+    let servers = [rack.server(), rack.server()];
+    let (one, two) = (Announcer::on(&servers[0]), Announcer::on(&servers[1]));
+    one.apply(&[vip(X, 200), vip(Y, 100)], Health::Well);
+    two.apply(&[vip(X, 100), vip(Y, 200)], Health::Well);
+    eventually("each has its own", SOON, || (one.held() == [x] && two.held() == [y]).then_some(()));
+    assert!(one.really_held(&x) && !one.really_held(&y));
+
+    // An ill edge gives its address away, and gets it back when it is well.
+    one.apply(&[vip(X, 200), vip(Y, 100)], Health::Ill);
+    eventually("both on two", SOON, || (two.held() == [x, y] && one.held().is_empty()).then_some(()));
+    // With both ill somebody still answers.
+    two.apply(&[vip(X, 100), vip(Y, 200)], Health::Ill);
+    eventually("held although ill", SOON, || (one.held().len() + two.held().len() == 2).then_some(()));
+    one.apply(&[vip(X, 200), vip(Y, 100)], Health::Well);
+    two.apply(&[vip(X, 100), vip(Y, 200)], Health::Well);
+    eventually("each its own again", SOON, || (one.held() == [x] && two.held() == [y]).then_some(()));
+
+    // A dead server: its agent does not come back to clean up either.
+    let keeper = Arc::try_unwrap(one.keepalived).unwrap().into_inner();
+    drop(keeper);
+    let start = Instant::now();
+    servers[0].kill_everything();
+    eventually("two took over", SOON, || two.really_held(&x).then_some(()));
+    let took = start.elapsed();
+    println!("address moved in {took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+
+    // The killed one left its address behind. Returning, with nothing to announce, it is taken off.
+    let one = Announcer::on(&servers[0]);
+    assert!(one.really_held(&x), "a killed keepalived cannot clean up");
+    one.apply(&[], Health::Well);
+    assert!(!one.really_held(&x) && one.held().is_empty());
+
+    // A new assignment is taken over by a running keepalived.
+    two.apply(&[vip(Y, 200)], Health::Well);
+    eventually("x is gone from two", SOON, || (two.held() == [y]).then_some(()));
+    two.apply(&[], Health::Well);
+    assert_eq!(servers[1].pids(), Vec::<i32>::new());
+    assert!(two.held().is_empty());
+}
