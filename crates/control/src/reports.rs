@@ -20,6 +20,7 @@ impl Reports {
 
     pub fn record(&self, report: Report, at: Moment) {
         let mut observed = self.lock();
+        observed.refused.remove(&report.server);
         observed.servers.insert(report.server.clone(), Seen { at, refused: false, report });
         drop(observed);
         self.changed.notify_one();
@@ -27,9 +28,12 @@ impl Reports {
 
     /// The server's processes are gone: its ports refuse connections.
     pub fn mark_refused(&self, server: &ServerId) {
-        if let Some(seen) = self.lock().servers.get_mut(server) {
-            seen.refused = true;
+        let mut observed = self.lock();
+        match observed.servers.get_mut(server) {
+            Some(seen) => seen.refused = true,
+            None => drop(observed.refused.insert(server.clone())),
         }
+        drop(observed);
         self.changed.notify_one();
     }
 

@@ -1,0 +1,43 @@
+# What people run: `make demo` and `make test`. Both install what is missing and can be repeated.
+# Build products go to CARGO_TARGET_DIR, caches to /var/cache/kopek; `make clean-caches` removes the latter.
+
+SHELL := /bin/bash
+export CARGO_TARGET_DIR ?= /var/cache/kopek/target
+STORY ?= full
+
+.PHONY: help demo test bench chaos setup lint deny units e2e clean-caches
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: setup ## three virtual servers host a real WordPress: load, scale-out, a dead server, recovery (STORY=short: and down again)
+	cargo build --release -p kopek
+	tests/demo/story.py --kopek $(CARGO_TARGET_DIR)/release/kopek --story $(STORY)
+
+test: setup lint units e2e ## all tests
+
+setup: ## install the Debian packages that Kopek and its tests use, without starting their daemons
+	@tests/setup.sh
+
+lint: ## formatting, clippy, dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(MAKE) deny
+
+deny: ## licences, sources, duplicates and (where the advisory database can be reached) advisories
+	@tests/deny.sh
+
+units: ## tests of the crates, against real parts
+	cargo build -p kopek
+	cargo nextest run --workspace --exclude kopek-tests
+
+e2e: ## end-to-end tests on a virtual rack
+	cargo build -p kopek
+	cargo nextest run -p kopek-tests
+
+bench: setup ## speed and size, as ratios taken in one run
+	cargo build --release -p kopek
+	bench/run.py --kopek $(CARGO_TARGET_DIR)/release/kopek
+
+clean-caches: ## remove built images and build products that earlier runs cached
+	rm -rf /var/cache/kopek

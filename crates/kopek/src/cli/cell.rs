@@ -1,0 +1,197 @@
+//! The cell that the command line speaks to: an admin's certificate and the addresses of controllers, in one
+//! folder. Finds the active controller; every command goes through here.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::{Method, Response, StatusCode};
+use kopek_link::http::{Api, ApiError};
+use kopek_link::identity::Identity;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep};
+
+use super::Fault;
+
+/// One answer; control may wait for a pool or for instances to stop meanwhile.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// Control moves in at most 3 s when its server dies; a command given then should not fail.
+const ACTIVE_LIMIT: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(200);
+
+pub struct Cell {
+    api: Api,
+    folder: PathBuf,
+    controls: Vec<SocketAddr>,
+}
+
+impl Cell {
+    /// `given` is `--cell`; without it the cell of this server, else that of the virtual rack.
+    pub fn open(given: Option<&Path>) -> Result<Cell> {
+        let own = Path::new("/etc/kopek/admin");
+        let rack = Path::new(kopek_rack::DEFAULT_DIR).join("admin");
+        let folder = match given {
+            Some(folder) => folder.to_owned(),
+            None if own.exists() => own.to_owned(),
+            None => rack.clone(),
+        };
+        if !folder.exists() {
+            bail!(
+                "there is no cell here ({} does not exist); start a virtual rack with `kopek dev up`, or give --cell FOLDER",
+                folder.display()
+            );
+        }
+        let identity = Identity::load(&folder)?;
+        let file = folder.join("controls.json");
+        let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let controls =
+            serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
+        Ok(Cell { api: Api::new(identity), folder, controls })
+    }
+
+    /// With the controllers' addresses written anew.
+    pub fn know_controls(&mut self, controls: Vec<SocketAddr>) -> Result<()> {
+        let file = self.folder.join("controls.json");
+        std::fs::write(&file, serde_json::to_vec(&controls)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        self.controls = controls;
+        Ok(())
+    }
+
+    pub async fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
+        self.call(Method::GET, path, None::<&()>).await
+    }
+
+    pub async fn post<B: Serialize, R: DeserializeOwned>(&self, path: &str, body: &B) -> Result<R> {
+        self.call(Method::POST, path, Some(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Result<()> {
+        self.call(Method::DELETE, path, None::<&()>).await
+    }
+
+    async fn call<B: Serialize, R: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<R> {
+        let deadline = Instant::now() + ACTIVE_LIMIT;
+        loop {
+            let mut last = None;
+            for control in &self.controls {
+                match self.api.call(method.clone(), *control, path, body, ANSWER_LIMIT).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) if is_elsewhere(&error) => last = Some(error),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(nobody_active(last));
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Streams a body to the active controller.
+    pub async fn send<B>(&self, path: &str, body: B) -> Result<Response<Incoming>>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let active = self.active().await?;
+        Ok(self.api.send_body(Method::PUT, active, path, body).await?)
+    }
+
+    /// A streamed answer of some server's agent.
+    pub async fn ask_agent<B: Serialize>(
+        &self,
+        method: Method,
+        agent: SocketAddr,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<Response<Incoming>> {
+        let text = match body {
+            Some(body) => serde_json::to_vec(body)?,
+            None => Vec::new(),
+        };
+        let body = http_body_util::Full::new(Bytes::from(text));
+        Ok(self.api.send_json(method, agent, path, body).await?)
+    }
+
+    /// The active controller's address.
+    async fn active(&self) -> Result<SocketAddr> {
+        let deadline = Instant::now() + ACTIVE_LIMIT;
+        loop {
+            let mut last = None;
+            for control in &self.controls {
+                let asked: Result<serde_json::Value, _> =
+                    self.api.call(Method::GET, *control, "/cell", None::<&()>, ANSWER_LIMIT).await;
+                match asked {
+                    Ok(_) => return Ok(*control),
+                    Err(error) if is_elsewhere(&error) => last = Some(error),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if Instant::now() > deadline {
+                return Err(nobody_active(last));
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Polls until `done` gives a value; exit code 3 when `limit` passes first.
+    pub async fn wait_for<R, T>(
+        &self,
+        path: &str,
+        limit: Duration,
+        what: &str,
+        mut done: impl FnMut(R) -> Option<T>,
+    ) -> Result<T>
+    where
+        R: DeserializeOwned,
+    {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(value) = done(self.get(path).await?) {
+                return Ok(value);
+            }
+            if Instant::now() > deadline {
+                return Err(Fault::TimedOut { what: what.to_owned(), limit }.into());
+            }
+            sleep(RETRY).await;
+        }
+    }
+}
+
+/// The next controller may know better.
+fn is_elsewhere(error: &ApiError) -> bool {
+    match error {
+        ApiError::Answered { status, .. } => *status == StatusCode::MISDIRECTED_REQUEST,
+        other => other.is_unreachable(),
+    }
+}
+
+fn nobody_active(last: Option<ApiError>) -> anyhow::Error {
+    let why = last.map(|error| error.to_string()).unwrap_or_else(|| "no controller is known".to_owned());
+    anyhow::anyhow!(
+        "no controller of the cell is active: {why}; see `kopek dev status`, or the servers' logs"
+    )
+}
+
+/// Reads a streamed answer piece by piece.
+pub async fn for_each_piece(
+    mut answer: Response<Incoming>,
+    mut take: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    while let Some(frame) = answer.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            take(&data)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,103 @@
+//! `kopek instance …`, `kopek pool …`, `kopek vip …`: looking at what runs.
+
+use anyhow::Result;
+use clap::Subcommand;
+use kopek_core::SiteName;
+use kopek_core::api::{CellView, InstanceView, PoolView};
+
+use super::output::{ago, names};
+use super::{Fault, Global};
+
+#[derive(Subcommand)]
+pub enum InstanceCommand {
+    /// List instances
+    Ls {
+        /// Only of this site
+        #[arg(long)]
+        site: Option<SiteName>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum PoolCommand {
+    /// List pools
+    Ls,
+    /// Show one pool
+    Show { pool: String },
+}
+
+#[derive(Subcommand)]
+pub enum VipCommand {
+    /// List public addresses and who holds them
+    Ls,
+}
+
+pub async fn instance(global: &Global, command: InstanceCommand) -> Result<()> {
+    let InstanceCommand::Ls { site } = command;
+    let mut instances: Vec<InstanceView> = global.cell()?.get("/instances").await?;
+    if let Some(site) = site {
+        instances.retain(|instance| instance.site == site);
+    }
+    global.format().list(&instances, INSTANCE_HEAD, instance_row)
+}
+
+pub const INSTANCE_HEAD: &[&str] =
+    &["id", "server", "phase", "load", "memory", "tasks", "in flight", "restarts", "since"];
+
+pub fn instance_row(instance: &InstanceView) -> Vec<String> {
+    let phase = match &instance.why {
+        Some(why) => format!("{} ({why})", instance.phase),
+        None => instance.phase.clone(),
+    };
+    vec![
+        instance.id.to_string(),
+        instance.server.to_string(),
+        phase,
+        instance.load.to_string(),
+        instance.memory.to_string(),
+        instance.tasks.to_string(),
+        instance.in_flight.to_string(),
+        instance.restarts.to_string(),
+        ago(instance.since),
+    ]
+}
+
+pub async fn pool(global: &Global, command: PoolCommand) -> Result<()> {
+    let pools: Vec<PoolView> = global.cell()?.get("/pools").await?;
+    match command {
+        PoolCommand::Ls => global.format().list(&pools, &["name", "state", "members", "sites"], |pool| {
+            let members: Vec<String> =
+                pool.members.iter().map(|member| format!("{} {}", member.server, member.state)).collect();
+            let sites: usize = pool.writers.values().map(Vec::len).sum();
+            vec![pool.name.clone(), pool.state.clone(), names(&members), sites.to_string()]
+        }),
+        PoolCommand::Show { pool } => {
+            let found = pools.into_iter().find(|view| view.name == pool);
+            let view = found.ok_or_else(|| Fault::unknown("pool", &pool))?;
+            global.format().one(&view, |pool| {
+                let mut fields = vec![("name", pool.name.clone()), ("state", pool.state.clone())];
+                for member in &pool.members {
+                    let position = member.seqno.map_or("-".to_owned(), |seqno| seqno.to_string());
+                    let sites = pool.writers.get(&member.server).map_or(0, Vec::len);
+                    let why = member.why.as_deref().unwrap_or_default();
+                    fields.push((
+                        "member",
+                        format!(
+                            "{} {} seqno {position}, writes for {sites} sites {why}",
+                            member.server, member.state
+                        ),
+                    ));
+                }
+                fields
+            })
+        }
+    }
+}
+
+pub async fn vip(global: &Global, command: VipCommand) -> Result<()> {
+    let VipCommand::Ls = command;
+    let cell: CellView = global.cell()?.get("/cell").await?;
+    global.format().list(&cell.vips, &["address", "holder"], |vip| {
+        vec![vip.address.to_string(), vip.holder.as_ref().map_or("-".to_owned(), ToString::to_string)]
+    })
+}

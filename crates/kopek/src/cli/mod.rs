@@ -1,0 +1,202 @@
+//! The command line: noun then verb. Data on stdout, messages on stderr; `--json` everywhere; exit codes 0
+//! done, 1 failed, 2 usage, 3 timed out.
+
+mod cell;
+mod dev;
+mod dev_up;
+mod doctor;
+mod image;
+mod instance;
+mod output;
+mod server;
+mod site;
+mod site_config;
+mod watch;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::serve::{self, Service};
+use cell::Cell;
+use output::Format;
+
+/// Hosts unmodified PHP + MySQL sites on ordinary Linux servers
+#[derive(Parser)]
+#[command(name = "kopek", version, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+pub struct Global {
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// The folder with an admin's certificate of the cell to speak to
+    #[arg(long, global = true, env = "KOPEK_CELL")]
+    cell: Option<PathBuf>,
+}
+
+impl Global {
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { Format::Table }
+    }
+
+    fn cell(&self) -> Result<Cell> {
+        Cell::open(self.cell.as_deref())
+    }
+}
+
+/// For commands that set something in motion.
+#[derive(Args, Clone, Copy)]
+pub struct Waiting {
+    /// Return only when it is done
+    #[arg(long)]
+    wait: bool,
+    /// Seconds to wait at most; exit code 3 when they have passed
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    timeout: u64,
+    /// Say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Waiting {
+    fn limit(&self) -> Option<Duration> {
+        self.wait.then(|| Duration::from_secs(self.timeout))
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A rack of virtual servers on this machine
+    #[command(subcommand)]
+    Dev(dev::DevCommand),
+    /// Sites: create, deploy, scale, look inside
+    #[command(subcommand)]
+    Site(site::SiteCommand),
+    /// Running containers of sites
+    #[command(subcommand)]
+    Instance(instance::InstanceCommand),
+    /// Root file systems of instances
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Servers of the cell
+    #[command(subcommand)]
+    Server(server::ServerCommand),
+    /// The database pool
+    #[command(subcommand)]
+    Pool(instance::PoolCommand),
+    /// Public addresses
+    #[command(subcommand)]
+    Vip(instance::VipCommand),
+    /// What was decided and why
+    Events(watch::Events),
+    /// Servers and instances by load, refreshed
+    Top(watch::Top),
+    /// Check this machine and the cell
+    Doctor,
+    /// The cell as a whole
+    #[command(subcommand)]
+    Cell(server::CellCommand),
+    /// Where the cell keeps its state
+    #[command(subcommand)]
+    Store(server::StoreCommand),
+    /// Print a completion script for a shell
+    Completion { shell: clap_complete::Shell },
+    /// Run one of the processes of a server
+    Run {
+        service: Service,
+        #[arg(long, default_value = "/etc/kopek/kopek.toml")]
+        config: PathBuf,
+    },
+}
+
+/// Failures that choose their own exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    #[error("{0}")]
+    Usage(String),
+    #[error("waited {} s for {what}; it goes on, look again later", .limit.as_secs())]
+    TimedOut { what: String, limit: Duration },
+    /// A command inside an instance ended with this code.
+    #[error("")]
+    Exit(u8),
+}
+
+impl Fault {
+    pub fn unknown(kind: &str, name: impl std::fmt::Display) -> Fault {
+        Fault::Usage(format!("there is no {kind} {name}; `kopek {kind} ls` lists them"))
+    }
+}
+
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let fault = error.downcast_ref::<Fault>();
+            if let Some(Fault::Exit(code)) = fault {
+                return ExitCode::from(*code);
+            }
+            if !is_closed_pipe(&error) {
+                // One line: what is wrong, then why.
+                eprintln!("kopek: {error:#}");
+            }
+            match fault {
+                Some(Fault::Usage(_)) => ExitCode::from(2),
+                Some(Fault::TimedOut { .. }) => ExitCode::from(3),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// `kopek events | head` is no failure worth a message.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let Cli { global, command } = cli;
+    if let Command::Run { service, config } = command {
+        return serve::serve(service, &config);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match command {
+            Command::Dev(command) => dev::dev(&global, command).await,
+            Command::Site(command) => site::site(&global, command).await,
+            Command::Instance(command) => instance::instance(&global, command).await,
+            Command::Image(command) => image::image(&global, command).await,
+            Command::Server(command) => server::server(&global, command).await,
+            Command::Pool(command) => instance::pool(&global, command).await,
+            Command::Vip(command) => instance::vip(&global, command).await,
+            Command::Events(events) => watch::events(&global, events).await,
+            Command::Top(top) => watch::top(&global, top).await,
+            Command::Doctor => doctor::doctor(&global).await,
+            Command::Cell(command) => server::cell(&global, command).await,
+            Command::Store(command) => server::store(&global, command).await,
+            Command::Completion { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "kopek", &mut std::io::stdout());
+                Ok(())
+            }
+            Command::Run { .. } => unreachable!("services were started above"),
+        }
+    })
+}
+
+pub fn require_root(command: &str) -> Result<(), Fault> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Fault::Usage(format!("{command} needs root; run it with sudo")))
+}
