@@ -287,11 +287,9 @@ fn run(
     packed: &Path,
     progress: &mut dyn FnMut(&str),
 ) -> Result<(Digest, Bytes), BuildError> {
-    let mut child = mmdebstrap(recipe, debian, work).spawn().map_err(|source| BuildError::NoProgram {
-        name: name.clone(),
-        program: "mmdebstrap",
-        source,
-    })?;
+    let missing = |program| move |source| BuildError::NoProgram { name: name.clone(), program, source };
+    Command::new("mmdebstrap").arg("--version").output().map_err(missing("mmdebstrap"))?;
+    let mut child = mmdebstrap(recipe, debian, work).spawn().map_err(missing("unshare"))?;
     let archive = child.stdout.take().expect("stdout is piped");
     let target = packed.to_owned();
     let packer = std::thread::spawn(move || pack(archive, &target));
@@ -305,8 +303,11 @@ fn run(
 }
 
 fn mmdebstrap(recipe: &Recipe, debian: &Debian, work: &Path) -> Command {
-    let mut command = Command::new("mmdebstrap");
+    // In process and mount namespaces of its own: when `unshare` dies, so does everything in there at once,
+    // and what was mounted is gone. mmdebstrap by itself would finish installing first.
+    let mut command = Command::new("unshare");
     command
+        .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "mmdebstrap"])
         .args(["--mode=root", "--variant=minbase", "--format=tar"])
         .arg(format!("--include={}", recipe.packages.join(",")))
         .arg(format!("--aptopt={}", work.join("apt.conf").display()))
@@ -327,19 +328,11 @@ fn mmdebstrap(recipe: &Recipe, debian: &Debian, work: &Path) -> Command {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // SAFETY: between fork and exec only system calls are made.
+    // SAFETY: between fork and exec only one system call is made.
     unsafe {
-        command.pre_exec(|| {
-            // What is mounted while building goes with the build, however it ends; and it ends with us.
-            let private = libc::MS_REC | libc::MS_PRIVATE;
-            if libc::unshare(libc::CLONE_NEWNS) != 0
-                || libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), private, std::ptr::null())
-                    != 0
-                || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) != 0
-            {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(())
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         })
     };
     command

@@ -80,7 +80,7 @@ fn a_restarted_agent_finds_what_runs_and_cleans_what_does_not() {
     let server = Server::new();
     let shop = server.start(&server.spec("php8.2-apache", "shop", 3));
     assert_eq!(adopt(&shop.spec), Some(shop.running.clone()));
-    assert_eq!(leftovers(shop.spec.dir.parent().unwrap()), [shop.spec.id.clone()]);
+    assert_eq!(leftovers(shop.spec.dir.parent().unwrap()), vec![shop.spec.id.clone()]);
     run(&format!("kill -9 {}", shop.running.pid));
     until("it has ended", || adopt(&shop.spec).is_none());
     clean(&shop.spec.dir).unwrap();
