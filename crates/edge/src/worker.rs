@@ -206,7 +206,8 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, client: SocketAddr, _
         return;
     }
     let service = service_fn(|request| {
-        let answer = proxy::answer(worker.clone(), client.ip(), request);
+        // Boxed: hyper would move some kilobytes several times.
+        let answer = Box::pin(proxy::answer(worker.clone(), client.ip(), request));
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let connection = http1::Builder::new()

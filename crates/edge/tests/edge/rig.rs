@@ -20,6 +20,7 @@ use kopek_link::{CellAuthority, Csr, Identity, Parts};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::gate::Gate;
 
@@ -33,6 +34,9 @@ pub struct Rig {
     edge: Option<JoinHandle<Result<(), EdgeError>>>,
     _folder: tempfile::TempDir,
 }
+
+/// A request that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Short where a test would wait.
 pub fn limits() -> Limits {
@@ -196,9 +200,11 @@ impl Rig {
             let name: HeaderName = name.parse().unwrap();
             request.headers_mut().insert(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        let response = sender.send_request(request).await.unwrap();
-        let (head, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
+        let answered = async {
+            let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+            (head, body.collect().await.unwrap().to_bytes())
+        };
+        let (head, body) = timeout(PATIENCE, answered).await.expect("an answer within a client's patience");
         Reply { status: head.status, headers: head.headers, body: String::from_utf8(body.to_vec()).unwrap() }
     }
 
