@@ -10,11 +10,11 @@ use kopek_store::location::location_file;
 use kopek_store::served::{Serving, serve};
 use kopek_store::{
     Commit, Compare, Embedded, Entry, FollowingStore, LeaseId, Location, MigrateError, Op, Range, Revision,
-    Store, StoreError, Watch, WatchError, migrate, open,
+    Store, StoreError, Watch, migrate, open,
 };
 
 use crate::cell::{Cell, Server, eventually, free_address};
-use crate::conformance::{increment, number, put};
+use crate::conformance::{ends, increment, number, put};
 use crate::etcd::Cluster;
 
 /// Two servers, the embedded store on the first, and an etcd cluster.
@@ -112,7 +112,7 @@ async fn nothing_is_lost(rig: &Rig, from: &Location, to: &Location) {
     assert_eq!(number(stores[1].as_ref(), "/shared").await.unwrap(), shared);
     assert_eq!(number(rig.raw(to).await.as_ref(), "/shared").await.unwrap(), shared, "it is in the target");
 
-    assert_eq!(watch.next().await, Err(WatchError::Compacted));
+    ends(&mut watch).await;
     let after = stores[0].range("").await.unwrap();
     assert!(after.revision > before.revision, "revisions rise through a move");
     assert!(after.entries.iter().all(|entry| entry.key != "/leased"), "what a lease holds stays behind");
@@ -153,7 +153,7 @@ async fn a_compare_from_before_a_move_is_a_conflict_after_it() {
     let same = Compare::RevisionIs { key: "/k".into(), revision: after.revision };
     assert!(matches!(store.commit(vec![same], vec![put("/k", "w")]).await, Ok(Commit::Done { .. })));
     let mut old = store.watch("/k", seen.revision).await.unwrap();
-    assert_eq!(old.next().await, Err(WatchError::Compacted));
+    ends(&mut old).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
