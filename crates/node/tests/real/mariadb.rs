@@ -1,7 +1,5 @@
 //! Three real pool members in three namespaces.
 
-mod rack;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +11,8 @@ use kopek_core::desired::Database;
 use kopek_core::observed::{MemberState, Position, SeenMember};
 use kopek_core::part::site_loopback;
 use kopek_node::mariadb::{DumpError, Evicted, Member, MemberConfig};
-use rack::{Rack, Server, eventually, rack};
+
+use crate::rack::{Rack, Server, eventually, rack};
 
 const SOON: Duration = Duration::from_secs(40);
 
@@ -78,7 +77,7 @@ impl PoolMember {
 
     fn kill_and_see_it_restart(&self) {
         let before = self.server.pids();
-        before.iter().copied().for_each(rack::kill);
+        before.iter().copied().for_each(crate::rack::kill);
         eventually("another mariadbd", SOON, || {
             self.server.pids().into_iter().find(|pid| !before.contains(pid))
         });
@@ -157,7 +156,7 @@ fn a_pool_forms_loses_members_one_by_one_and_all_at_once_and_keeps_what_was_comm
     (0..3).for_each(|index| pool.order(index, Start::Hold));
     members[2].sql("INSERT INTO d.t VALUES (2)").unwrap();
     let pids: Vec<i32> = members.iter().flat_map(|m| m.server.pids()).collect();
-    pids.into_iter().for_each(rack::kill);
+    pids.into_iter().for_each(crate::rack::kill);
     let positions: Vec<Position> = members.iter().map(PoolMember::stopped_at).collect();
     assert!(positions.iter().all(|p| p.group == positions[0].group && p.seqno > 3), "{positions:?}");
     let newest = (0..3).max_by_key(|index| positions[*index].seqno).unwrap();

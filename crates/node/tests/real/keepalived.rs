@@ -1,7 +1,5 @@
 //! Two real keepalived in two namespaces.
 
-mod rack;
-
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,8 +7,9 @@ use std::time::{Duration, Instant};
 use kopek_core::assignment::AssignedVip;
 use kopek_core::observed::Health;
 use kopek_node::keepalived::Keepalived;
-use rack::{Server, eventually, rack};
 use tokio::sync::Mutex;
+
+use crate::rack::{Server, eventually, rack};
 
 const SOON: Duration = Duration::from_secs(10);
 

@@ -1,6 +1,5 @@
 //! A few servers for tests: network namespaces on a bridge, each with its folders, certificates of one cell,
 //! and a thread that lives in it. Everything goes when the rack is dropped.
-#![allow(dead_code, reason = "each test file uses its part of the vocabulary")]
 
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;

@@ -1,13 +1,12 @@
 //! Three real etcd members in three namespaces.
 
-mod rack;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kopek_node::daemon::Supervised;
 use kopek_node::etcd::{EtcdMember, Origin, is_healthy};
-use rack::{Server, eventually, kill, rack};
+
+use crate::rack::{Server, eventually, kill, rack};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -44,12 +43,16 @@ fn three_members_form_a_store_and_a_killed_one_comes_back() {
     assert!(etcdctl(&servers[0], &["put", "a", "1"]).contains("OK"));
     assert!(etcdctl(&servers[2], &["get", "a"]).contains('1'));
 
-    let bare = servers[0]
-        .command("curl")
-        .args(["-sk", "-m", "3", &format!("https://{}:2379/health", servers[1].address)])
-        .status()
-        .unwrap();
-    assert!(!bare.success(), "a client without a certificate was let in");
+    let etc = servers[0].dirs.etc.display().to_string();
+    let ours = [format!("--cert={etc}/server.pem"), format!("--key={etc}/server.key")];
+    let asks = |certificate: &[String]| {
+        let mut command = servers[0].command("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["get", "a", "--dial-timeout=2s", "--command-timeout=2s"]);
+        command.arg(format!("--endpoints=https://{}:2379", servers[1].address));
+        command.arg(format!("--cacert={etc}/ca.pem")).args(certificate).output().unwrap().status.success()
+    };
+    assert!(asks(&ours));
+    assert!(!asks(&[]), "a client without a certificate was let in");
 
     let pid = servers[1].pids()[0];
     kill(pid);
