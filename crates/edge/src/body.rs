@@ -12,7 +12,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
-use crate::proxy::Relayed;
+use crate::relayed::Relayed;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {

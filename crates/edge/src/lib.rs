@@ -20,6 +20,8 @@ mod listen;
 mod page;
 mod pick;
 mod proxy;
+mod record;
+mod relayed;
 mod retry;
 mod serve;
 mod status;

@@ -7,36 +7,29 @@
 //! ```
 
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{COOKIE, HeaderMap, HeaderName, HeaderValue, REFERER, SET_COOKIE, USER_AGENT};
+use hyper::body::Incoming;
+use hyper::header::{COOKIE, HeaderMap, HeaderValue, SET_COOKIE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use kopek_core::InstanceId;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::info;
 
-use crate::access_log::Entry;
 use crate::body::{Answer, BodyError, Intake, Outgoing};
 use crate::clock::Uptime;
 use crate::hold::Seat;
 use crate::host::{Host, host_of};
 use crate::pick::{self, Candidate, pick};
+use crate::record::Record;
+use crate::relayed::{InFlight, Relayed};
 use crate::retry::{Next, Reached, Retries};
 use crate::table::{BackendRoute, Counters, SiteRoute};
 use crate::upstream::{Lease, OpenError, Upstream, Want, mark_failed};
 use crate::worker::{Routed, Worker};
 use crate::{forward, page, upgrade};
-
-/// Logged for a client that left before it was answered; nginx's number, which log readers know.
-const CLIENT_LEFT: u16 = 499;
 
 pub async fn answer(worker: Rc<Worker>, client: IpAddr, mut request: Request<Incoming>) -> Response<Answer> {
     if request.method() == Method::CONNECT {
@@ -309,15 +302,14 @@ impl Visit {
         }
         self.record.status = response.status().as_u16();
         let (mut head, body) = response.into_parts();
-        let promised = promised_keep(&head.headers);
+        // After a large upload the connection's time limits are those of an upload.
+        let lease = self.body.is_some().then_some(lease);
+        let relayed = Relayed::new(body, &head.headers, lease, route.clone(), self.record, in_flight);
         forward::to_client(&mut head.headers, None);
         if site.backends.len() > 1 && self.sticky.as_deref() != Some(route.instance.as_str()) {
             head.headers.append(SET_COOKIE, sticky_cookie(&route.instance));
         }
         head.version = Version::HTTP_11;
-        // After a large upload the connection's time limits are those of an upload.
-        let lease = self.body.is_some().then_some(lease);
-        let relayed = Relayed { body, lease, promised, route, record: self.record, _in_flight: in_flight };
         Response::from_parts(head, Answer::Relayed(Box::new(relayed)))
     }
 
@@ -354,151 +346,7 @@ fn is_stalled_client(error: &hyper::Error) -> bool {
     source.is_some_and(|source| source.downcast_ref::<BodyError>().is_some())
 }
 
-/// `Keep-Alive: timeout=5` as Apache sends it.
-fn promised_keep(headers: &HeaderMap) -> Option<Duration> {
-    const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-    let value = headers.get(KEEP_ALIVE)?.to_str().ok()?;
-    let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
-    seconds.parse().ok().map(Duration::from_secs)
-}
-
 fn sticky_cookie(instance: &InstanceId) -> HeaderValue {
     HeaderValue::from_str(&format!("{}={instance}; Path=/; HttpOnly; SameSite=Lax", pick::COOKIE))
         .expect("an instance id has only letters, digits, - and a dot")
-}
-
-/// Counts a request as the instance's work until its response has ended.
-struct InFlight(Arc<crate::health::Health>);
-
-impl InFlight {
-    fn begin(route: &BackendRoute) -> InFlight {
-        route.health.begin_request();
-        InFlight(route.health.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.end_request();
-    }
-}
-
-/// An instance's response body on its way. At its end the connection is given back.
-pub struct Relayed {
-    body: Incoming,
-    lease: Option<Lease>,
-    promised: Option<Duration>,
-    route: Arc<BackendRoute>,
-    record: Record,
-    _in_flight: InFlight,
-}
-
-impl Relayed {
-    pub fn poll_frame(
-        &mut self,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
-        match &frame {
-            Some(Ok(frame)) => self.record.bytes += frame.data_ref().map_or(0, Bytes::len) as u64,
-            Some(Err(error)) => {
-                self.lease = None;
-                mark_failed(&self.route, error);
-            }
-            None => self.give_back(),
-        }
-        Poll::Ready(frame)
-    }
-
-    pub fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    pub fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-
-    fn give_back(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.give_back(&self.record.worker.limits, self.promised);
-        }
-    }
-}
-
-impl Drop for Relayed {
-    fn drop(&mut self) {
-        if self.body.is_end_stream() {
-            self.give_back();
-        }
-    }
-}
-
-/// One request for the access log and the counters. Dropped when the request has ended, however it did.
-pub struct Record {
-    worker: Rc<Worker>,
-    site: Arc<SiteRoute>,
-    client: IpAddr,
-    at: SystemTime,
-    method: Method,
-    target: Uri,
-    version: Version,
-    referer: Option<HeaderValue>,
-    agent: Option<HeaderValue>,
-    status: u16,
-    pub bytes: u64,
-}
-
-impl Record {
-    fn begin(
-        worker: &Rc<Worker>,
-        site: &Arc<SiteRoute>,
-        client: IpAddr,
-        request: &Request<Incoming>,
-    ) -> Record {
-        Counters::add(&site.counters.requests);
-        Counters::add(&site.counters.in_flight);
-        Record {
-            worker: worker.clone(),
-            site: site.clone(),
-            client,
-            at: SystemTime::now(),
-            method: request.method().clone(),
-            target: request.uri().clone(),
-            version: request.version(),
-            referer: request.headers().get(REFERER).cloned(),
-            agent: request.headers().get(USER_AGENT).cloned(),
-            status: CLIENT_LEFT,
-            bytes: 0,
-        }
-    }
-
-    /// The request ends with a page of ours.
-    fn page(mut self, page: Response<Answer>) -> Response<Answer> {
-        self.status = page.status().as_u16();
-        self.bytes = page.body().size_hint().exact().unwrap_or(0);
-        if page.status().is_server_error() {
-            Counters::add(&self.site.counters.errors);
-        }
-        page
-    }
-}
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        self.site.counters.in_flight.fetch_sub(1, Relaxed);
-        self.worker.lines.add(
-            &self.site.site,
-            &Entry {
-                client: self.client,
-                at: self.at,
-                method: &self.method,
-                target: &self.target,
-                version: self.version,
-                status: self.status,
-                bytes: self.bytes,
-                referer: self.referer.as_ref(),
-                agent: self.agent.as_ref(),
-            },
-        );
-    }
 }

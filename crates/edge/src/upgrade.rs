@@ -6,7 +6,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 use tracing::debug;
 
-use crate::proxy::Record;
+use crate::record::Record;
 
 pub async fn relay(client: OnUpgrade, instance: OnUpgrade, mut record: Record) {
     match tokio::try_join!(client, instance) {
