@@ -6,8 +6,8 @@ packages=(
     # to build
     build-essential pkg-config protobuf-compiler libprotobuf-dev libseccomp-dev
     # what a server runs
-    mariadb-server mariadb-client galera-4 rsync stunnel4 etcd-server etcd-client keepalived nftables iproute2
-    e2fsprogs util-linux procps
+    mariadb-server mariadb-client mariadb-backup galera-4 socat etcd-server etcd-client keepalived nftables iproute2
+    e2fsprogs xfsprogs util-linux procps
     # images, the demo's site, measurements
     mmdebstrap wordpress libjs-cropper libjs-underscore php-getid3 python3 curl wrk nginx-light haproxy
 )

@@ -17,6 +17,9 @@ use crate::reconcile::View;
 use crate::reports::Reports;
 use crate::state::put;
 
+/// The reconcile loop takes a commit over in milliseconds, unless the store has just failed.
+const VIEW_LIMIT: Duration = Duration::from_secs(2);
+
 pub struct Active {
     pub me: ServerId,
     pub dirs: Dirs,
@@ -43,10 +46,14 @@ impl Active {
         self.view.borrow().clone()
     }
 
-    /// Commits under the fence.
+    /// Commits under the fence. Returns when the view shows it, so that who asks next sees it too.
     pub async fn commit(&self, mut compares: Vec<Compare>, ops: Vec<Op>) -> Result<Commit, StoreError> {
         compares.push(self.fence.clone());
-        self.store.commit(compares, ops).await
+        let commit = self.store.commit(compares, ops).await?;
+        if let Commit::Done { revision } = commit {
+            self.wait_until(VIEW_LIMIT, |view| view.state.revision >= revision).await;
+        }
+        Ok(commit)
     }
 
     pub fn event(&self, subject: impl ToString, what: &str, reason: impl ToString) -> Op {

@@ -110,7 +110,11 @@ pub async fn join(
         csr: csr.csr_pem.clone(),
     };
     let api = Api::anonymous(&ca)?;
-    let joined: Joined = api.call(Method::POST, address, "/join", Some(&request), JOIN_LIMIT).await?;
+    let asked = api.call(Method::POST, address, "/join", Some(&request), JOIN_LIMIT).await;
+    let joined: Joined = match asked.as_ref().err().and_then(ApiError::active) {
+        Some(active) => api.call(Method::POST, active, "/join", Some(&request), JOIN_LIMIT).await?,
+        None => asked?,
+    };
     let location: Location = serde_json::from_value(joined.store).map_err(FoundingError::Location)?;
     settle_in(config, config_file, &joined.ca, &joined.certificate, &csr.key_pem, &location)
 }

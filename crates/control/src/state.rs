@@ -21,6 +21,8 @@ pub struct CellState {
     pub preparing: BTreeMap<SiteName, Site>,
     pub store_members: StoreMembers,
     pub event_keys: Vec<String>,
+    /// Of the last change that this copy has.
+    pub revision: Revision,
     revisions: BTreeMap<String, Revision>,
 }
 
@@ -32,11 +34,13 @@ impl CellState {
         for entry in range.entries {
             state.put(&entry);
         }
+        state.revision = range.revision;
         let watch = store.watch("/", range.revision).await?;
         Ok((state, watch))
     }
 
     pub fn take(&mut self, change: &Change) {
+        self.revision = self.revision.max(change.revision());
         match change {
             Change::Put(entry) => self.put(entry),
             Change::Deleted { key, revision } => {
@@ -49,6 +53,7 @@ impl CellState {
 
     /// Takes over what was just committed, without waiting for the watch.
     pub fn wrote(&mut self, ops: &[Op], revision: Revision) {
+        self.revision = self.revision.max(revision);
         for op in ops {
             match op {
                 Op::Put { key, value, .. } => {

@@ -1,6 +1,6 @@
 //! Where each document lies in the store. The only place that spells a key.
 
-use crate::{ImageName, ServerId, SiteName};
+use crate::{Digest, ImageName, ServerId, SiteName};
 
 pub const CELL: &str = "/cell";
 /// The cell's CA with its private key. The store is reached only by mutual TLS with servers' certificates.
@@ -19,6 +19,8 @@ pub const ASSIGNMENTS: &str = "/assignments/";
 pub const ROUTES: &str = "/routes/";
 pub const TOKENS: &str = "/tokens/";
 pub const EVENTS: &str = "/events/";
+/// Trees that were uploaded lately: any server can fetch them, also when control has moved since.
+pub const TREES: &str = "/trees/";
 
 pub fn server(id: &ServerId) -> String {
     format!("{SERVERS}{id}")
@@ -46,4 +48,8 @@ pub fn assignment(id: &ServerId) -> String {
 
 pub fn route(name: &SiteName) -> String {
     format!("{ROUTES}{name}")
+}
+
+pub fn tree(digest: &Digest) -> String {
+    format!("{TREES}{digest}")
 }

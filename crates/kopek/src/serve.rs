@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use kopek_core::config::ServerConfig;
 use kopek_link::identity::Identity;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -26,8 +27,10 @@ pub enum Service {
 
 /// Runs until it fails or is stopped.
 pub fn serve(service: Service, config: &Path) -> Result<()> {
-    let filter = EnvFilter::try_from_env("KOPEK_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // hyper warns of every visitor who keeps a connection idle too long.
+    let filter = EnvFilter::try_from_env("KOPEK_LOG").unwrap_or_else(|_| EnvFilter::new("info,hyper=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    open_many_files().context("cannot raise the limit of open files")?;
     let config = ServerConfig::read(config)?;
     let dirs = config.dirs.clone();
     std::fs::create_dir_all(&dirs.run).with_context(|| format!("cannot make {}", dirs.run.display()))?;
@@ -51,4 +54,10 @@ pub fn serve(service: Service, config: &Path) -> Result<()> {
             Service::Edge => unreachable!("the edge was started above"),
         }
     })
+}
+
+/// A connection takes two descriptors in a relay; the soft limit of 1,024 is for programs that use select(2).
+fn open_many_files() -> nix::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
 }

@@ -39,14 +39,23 @@ pub enum ApiError {
     Unreachable { address: SocketAddr, why: String },
     #[error("{address} did not answer within {} ms", .limit.as_millis())]
     TimedOut { address: SocketAddr, limit: Duration },
-    /// The server's own words: `{"error": "..."}` or plain text.
+    /// The server's own words: `{"error": "..."}` or plain text. A controller on standby also names the active
+    /// one.
     #[error("{message}")]
-    Answered { address: SocketAddr, status: StatusCode, message: String },
+    Answered { address: SocketAddr, status: StatusCode, message: String, active: Option<SocketAddr> },
     #[error("{address} gave an answer that is not understood: {why}")]
     Garbled { address: SocketAddr, why: String },
 }
 
 impl ApiError {
+    /// Where to ask instead, if a controller on standby answered.
+    pub fn active(&self) -> Option<SocketAddr> {
+        match self {
+            ApiError::Answered { active, .. } => *active,
+            _ => None,
+        }
+    }
+
     /// Whether the request cannot have been worked on.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, ApiError::Unreachable { .. })
@@ -147,7 +156,8 @@ impl Api {
             return Ok(answer);
         }
         let bytes = collect(address, answer.into_body()).await?;
-        Err(ApiError::Answered { address, status, message: message_in(status, &bytes) })
+        let (message, active) = words_in(status, &bytes);
+        Err(ApiError::Answered { address, status, message, active })
     }
 }
 
@@ -175,13 +185,14 @@ async fn collect(address: SocketAddr, body: Incoming) -> Result<Bytes, ApiError>
     }
 }
 
-fn message_in(status: StatusCode, bytes: &[u8]) -> String {
-    let json: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
-    if let Some(message) = json.as_ref().and_then(|json| json["error"].as_str()) {
-        return message.to_owned();
+fn words_in(status: StatusCode, bytes: &[u8]) -> (String, Option<SocketAddr>) {
+    let json: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let active = json["active"].as_str().and_then(|address| address.parse().ok());
+    if let Some(message) = json["error"].as_str() {
+        return (message.to_owned(), active);
     }
     let text = String::from_utf8_lossy(bytes).trim().to_owned();
-    if text.is_empty() { status.to_string() } else { text }
+    (if text.is_empty() { status.to_string() } else { text }, active)
 }
 
 /// The innermost cause says what happened; the layers above only say that something did.

@@ -82,8 +82,8 @@ pub async fn run(
     let store: Arc<FollowingStore> = FollowingStore::open(&dirs, &identity, &config.name).await?;
     let feed = feed::follow(store.clone(), &config.name, &parts_folder(&dirs), to_members);
     let member = Arc::new(Member::start(&dirs, MemberConfig::new(&config.name, config.address)));
-    let edge = edge_health::watch_edge(dirs.run.join("edge.sock"));
-    let (to_vips, vips) = watch::channel(Vec::new());
+    let edge = edge_health::watch_edge(dirs.edge_socket());
+    let (to_vips, vips) = watch::channel(None);
     let held = keep_vips(
         config.clone(),
         Keepalived::new(&dirs, &config.name, &config.interface),
@@ -123,7 +123,8 @@ struct Agent {
     member: Arc<Member>,
     edge: watch::Receiver<Health>,
     held: watch::Receiver<Vec<IpAddr>>,
-    to_vips: watch::Sender<Vec<AssignedVip>>,
+    /// Nothing before the first assignment: what keepalived announces then stays.
+    to_vips: watch::Sender<Option<Vec<AssignedVip>>>,
     to_report: watch::Sender<Option<Report>>,
 }
 
@@ -173,9 +174,11 @@ impl Agent {
         self.parts.publish(hand_out::sql_part(me, assigned, &routes, instances.listeners(), address));
         self.member.apply(assigned.and_then(|assignment| assignment.member.clone()));
         self.to_vips.send_if_modified(|vips| {
-            let next = assigned.map(|assignment| assignment.vips.clone()).unwrap_or_default();
-            let changed = *vips != next;
-            *vips = next;
+            let next = assigned.map(|assignment| assignment.vips.clone());
+            let changed = next.is_some() && *vips != next;
+            if changed {
+                *vips = next;
+            }
             changed
         });
         let report = self.report(assigned, &instances, files, member);
@@ -227,7 +230,7 @@ async fn until(moment: Option<kopek_core::Moment>) {
 fn keep_vips(
     config: ServerConfig,
     mut keepalived: Keepalived,
-    mut vips: watch::Receiver<Vec<AssignedVip>>,
+    mut vips: watch::Receiver<Option<Vec<AssignedVip>>>,
     mut edge: watch::Receiver<Health>,
 ) -> watch::Receiver<Vec<IpAddr>> {
     let (to_held, held) = watch::channel(Vec::new());
@@ -236,15 +239,17 @@ fn keep_vips(
         let mut open = Vec::new();
         loop {
             let (wanted, health) = (vips.borrow_and_update().clone(), *edge.borrow_and_update());
-            let addresses: Vec<IpAddr> = wanted.iter().map(|vip| vip.address).collect();
-            if open != addresses {
-                match machine::guard_instances(&config, &addresses) {
-                    Ok(()) => open = addresses,
-                    Err(error) => warn!(%error, "instances cannot reach the cell's public addresses"),
+            if let Some(wanted) = wanted {
+                let addresses: Vec<IpAddr> = wanted.iter().map(|vip| vip.address).collect();
+                if open != addresses {
+                    match machine::guard_instances(&config, &addresses) {
+                        Ok(()) => open = addresses,
+                        Err(error) => warn!(%error, "instances cannot reach the cell's public addresses"),
+                    }
                 }
-            }
-            if let Err(error) = keepalived.apply(&wanted, health).await {
-                warn!(%error, "this server announces no addresses");
+                if let Err(error) = keepalived.apply(&wanted, health).await {
+                    warn!(%error, "this server announces no addresses");
+                }
             }
             let now = keepalived.held();
             to_held.send_if_modified(|held| {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kopek_core::observed::Health;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -33,6 +33,7 @@ pub fn watch_edge(socket: PathBuf) -> watch::Receiver<Health> {
 /// The edge says `ok` when all its workers serve.
 async fn ask(socket: &PathBuf) -> std::io::Result<()> {
     let mut stream = UnixStream::connect(socket).await?;
+    stream.write_all(b"health\n").await?;
     let mut answer = [0; 2];
     stream.read_exact(&mut answer).await?;
     if answer == *b"ok" { Ok(()) } else { Err(std::io::ErrorKind::InvalidData.into()) }

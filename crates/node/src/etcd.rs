@@ -86,20 +86,15 @@ impl EtcdMember {
         option("initial-cluster", members.join(",").into());
         option("initial-cluster-state", origin.into());
         option("listen-metrics-urls", format!("http://{HEALTH}").into());
-        for (prefix, auth) in [("", "client-cert-auth"), ("peer-", "peer-client-cert-auth")] {
+        for prefix in ["", "peer-"] {
             option(&format!("{prefix}cert-file"), dirs.etc.join("server.pem").into());
             option(&format!("{prefix}key-file"), dirs.etc.join("server.key").into());
             option(&format!("{prefix}trusted-ca-file"), dirs.etc.join("ca.pem").into());
-            option(auth, "true".into());
         }
-        // etcd's own defaults, stated because the election's length is part of the 3 s in which control moves.
-        option("heartbeat-interval", "100".into());
-        option("election-timeout", "1000".into());
-        option("auto-compaction-mode", "periodic".into());
-        option("auto-compaction-retention", "10m".into());
         option("quota-backend-bytes", (2u64 << 30).to_string().into());
         option("logger", "zap".into());
         option("log-level", "warn".into());
+        args.extend(kopek_store::etcd::SETTINGS.iter().map(OsString::from));
         Program {
             name: "etcd",
             executable: "etcd",

@@ -6,7 +6,7 @@ use kopek_core::desired::StoreMembers;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::daemon::Supervised;
+use crate::daemon::{Daemon, Supervised};
 use crate::etcd::{EtcdMember, GRACE, Origin};
 
 /// Runs for ever.
@@ -29,6 +29,9 @@ pub async fn keep(dirs: Dirs, me: ServerId, mut members: watch::Receiver<StoreMe
                 if let Some(supervised) = running.take() {
                     info!("the cell's store has left this server");
                     supervised.stop(GRACE).await;
+                } else if let Some(left) = Daemon::adopt(&dirs, "etcd") {
+                    info!("the cell's store left this server while no agent ran");
+                    left.stop(GRACE).await;
                 }
             }
         }

@@ -7,10 +7,13 @@ use axum::http::StatusCode;
 use futures::StreamExt;
 use kopek_core::api::{ImageView, RegisterImage, UploadedTree};
 use kopek_core::desired::Image;
-use kopek_core::{Bytes, Digest, keys};
+use kopek_core::{Bytes, Digest, Moment, keys};
+use kopek_store::Op;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 
 use super::{Acting, Refused, committed};
+use crate::active::Active;
 use crate::state::put;
 
 /// `PUT /trees`: a packed tree (tar.zst).
@@ -35,7 +38,31 @@ pub async fn upload(Acting(active): Acting, body: Body) -> Result<Json<UploadedT
     file.sync_all().await.map_err(disk_error)?;
     let digest = Digest::parse(hasher.finalize().to_hex().as_str()).expect("a BLAKE3 hash is a digest");
     tokio::fs::rename(&draft.0, active.dirs.packed_tree(&digest)).await.map_err(disk_error)?;
+    let mut ops = vec![put(keys::tree(&digest), &Uploaded { at: active.now() })];
+    let known = active.store.range(keys::TREES).await?;
+    ops.extend(
+        known
+            .entries
+            .into_iter()
+            .filter(|entry| is_old(&entry.value, active.now()))
+            .filter_map(|entry| (entry.key != keys::tree(&digest)).then_some(Op::Delete { key: entry.key })),
+    );
+    committed(active.commit(vec![], ops).await?)?;
     Ok(Json(UploadedTree { digest, bytes: Bytes(bytes) }))
+}
+
+/// Stored at `/trees/DIGEST`.
+#[derive(Serialize, Deserialize)]
+struct Uploaded {
+    at: Moment,
+}
+
+/// `files` keeps a tree that nobody wants for an hour.
+const UPLOAD_LIFE_MS: u64 = 60 * 60 * 1000;
+
+fn is_old(value: &[u8], now: Moment) -> bool {
+    serde_json::from_slice::<Uploaded>(value)
+        .map_or(true, |uploaded| now.millis_since(uploaded.at) > UPLOAD_LIFE_MS)
 }
 
 /// Removed when the upload does not become whole.
@@ -52,7 +79,7 @@ pub async fn register(
     Acting(active): Acting,
     Json(image): Json<RegisterImage>,
 ) -> Result<Json<ImageView>, Refused> {
-    require_tree(&active, &image.digest)?;
+    require_tree(&active, &image.digest).await?;
     let RegisterImage { name, digest, bytes } = image;
     let image = Image { name: name.clone(), digest: digest.clone(), bytes };
     let known = active.view().state.desired.images.get(&name) == Some(&image);
@@ -81,12 +108,12 @@ pub async fn list(Acting(active): Acting) -> Json<Vec<ImageView>> {
 }
 
 /// A document may only name a tree that can be poured.
-pub fn require_tree(active: &crate::active::Active, digest: &Digest) -> Result<(), Refused> {
-    let here = active.dirs.packed_tree(digest).exists();
-    let poured = active.view().state.desired.images.values().any(|image| image.digest == *digest)
-        || active.view().state.desired.sites.values().any(|site| site.tree == *digest);
-    if here || poured {
+pub async fn require_tree(active: &Active, digest: &Digest) -> Result<(), Refused> {
+    let state = &active.view().state;
+    let in_use = state.desired.images.values().any(|image| image.digest == *digest)
+        || state.desired.sites.values().any(|site| site.tree == *digest);
+    if in_use || active.store.get(&keys::tree(digest)).await?.is_some() {
         return Ok(());
     }
-    Err(Refused::unusable(format!("the tree {digest} was not uploaded to {}; upload it first", active.me)))
+    Err(Refused::unusable(format!("the tree {digest} was not uploaded to this cell; upload it first")))
 }

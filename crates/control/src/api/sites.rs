@@ -66,7 +66,7 @@ pub async fn create(
     if !state.desired.images.contains_key(&wanted.image) {
         return Err(Refused::unknown("image", &wanted.image));
     }
-    require_tree(&active, &wanted.tree)?;
+    require_tree(&active, &wanted.tree).await?;
     for other in state.desired.sites.values().filter(|other| other.name != wanted.name) {
         if let Some(domain) = wanted.domains.iter().find(|domain| other.domains.contains(domain)) {
             return Err(Refused::conflict(format!(
@@ -210,7 +210,7 @@ pub async fn deploy(
     Path(name): Path<SiteName>,
     Json(deploy): Json<DeploySite>,
 ) -> Result<Json<SiteView>, Refused> {
-    require_tree(&active, &deploy.tree)?;
+    require_tree(&active, &deploy.tree).await?;
     edit(&active, &name, "deployed", |site| {
         site.tree = deploy.tree;
         Ok(format!("tree {}", &site.tree.as_str()[..12]))

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use super::Fault;
+use super::dev_up::admin_folder;
 
 /// One answer; control may wait for a pool or for instances to stop meanwhile.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -33,7 +34,7 @@ impl Cell {
     /// `given` is `--cell`; without it the cell of this server, else that of the virtual rack.
     pub fn open(given: Option<&Path>) -> Result<Cell> {
         let own = Path::new("/etc/kopek/admin");
-        let rack = Path::new(kopek_rack::DEFAULT_DIR).join("admin");
+        let rack = admin_folder(Path::new(kopek_rack::DEFAULT_DIR));
         let folder = match given {
             Some(folder) => folder.to_owned(),
             None if own.exists() => own.to_owned(),

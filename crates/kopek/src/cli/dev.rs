@@ -82,7 +82,9 @@ pub async fn dev(global: &Global, command: DevCommand) -> Result<()> {
         }
         DevCommand::Status(place) => status(global.format(), &Rack::open(&place.dir)?),
         DevCommand::Down(place) => {
-            match Rack::down(&place.dir)? {
+            let removed = Rack::down(&place.dir)?;
+            dev_up::forget_cell(&place.dir)?;
+            match removed {
                 Removed::Rack => eprintln!("the rack in {} is gone", place.dir.display()),
                 Removed::Nothing => eprintln!("there is no rack in {}", place.dir.display()),
             }

@@ -2,7 +2,7 @@
 //! `cell init` on the first, a token and `server join` on the others, `store migrate` once there are three.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -145,11 +145,27 @@ fn start(rack: &Rack, server: &ServerStatus) -> Result<()> {
     Ok(())
 }
 
+/// The admin's certificate of the rack's cell, in the rack's folder.
+pub fn admin_folder(dir: &Path) -> PathBuf {
+    dir.join("admin")
+}
+
+/// Removes what `up` put beside the rack's own files, and the folder if it is empty then.
+pub fn forget_cell(dir: &Path) -> Result<()> {
+    let admin = admin_folder(dir);
+    if admin.join("controls.json").exists() {
+        std::fs::remove_dir_all(&admin).with_context(|| format!("cannot remove {}", admin.display()))?;
+        // Something of somebody else's may lie in it.
+        let _ = std::fs::remove_dir(dir);
+    }
+    Ok(())
+}
+
 /// Takes the admin's certificate from the first server to the rack's folder.
 fn open_cell(rack: &Rack, first: &ServerStatus) -> Result<Cell> {
     let init = first.init.context("the first server does not run")?;
     let from = format!("/proc/{init}/root/etc/kopek/admin");
-    let to = rack.dir().join("admin");
+    let to = admin_folder(rack.dir());
     std::fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
     for entry in std::fs::read_dir(&from).with_context(|| format!("cannot read {from}"))? {
         let entry = entry?;

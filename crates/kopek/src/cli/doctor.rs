@@ -11,8 +11,8 @@ use super::output::Format;
 const PROGRAMS: [(&str, &str); 9] = [
     ("mariadbd", "mariadb-server"),
     ("mariadb", "mariadb-client"),
-    ("rsync", "rsync"),
-    ("stunnel4", "stunnel4"),
+    ("mariabackup", "mariadb-backup"),
+    ("socat", "socat"),
     ("etcd", "etcd-server"),
     ("keepalived", "keepalived"),
     ("nft", "nftables"),

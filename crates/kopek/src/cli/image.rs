@@ -6,11 +6,13 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 use futures::TryStreamExt;
 use http_body_util::{BodyExt, StreamBody};
+use hyper::StatusCode;
 use hyper::body::Frame;
 use indicatif::ProgressBar;
 use kopek_core::api::{ImageView, RegisterImage, UploadedTree};
 use kopek_core::{Bytes, Digest, ImageName};
 use kopek_instance::{BuiltImage, build_image};
+use kopek_link::http::ApiError;
 use tokio_util::io::ReaderStream;
 
 use super::cell::Cell;
@@ -18,7 +20,7 @@ use super::output::{bytes_bar, names, spinner};
 use super::{Global, require_root};
 
 /// Built images by content; safe to remove, they are built again.
-pub const CACHE: &str = "/var/cache/kopek/images";
+pub const CACHE: &str = "/var/cache/kopek";
 
 #[derive(Subcommand)]
 pub enum ImageCommand {
@@ -87,8 +89,29 @@ pub async fn bring(cell: &Cell, built: &BuiltImage) -> Result<()> {
     Ok(())
 }
 
-/// Brings a packed tree to the active controller's server.
+/// Brings a packed tree to the active controller's server; again if control moves meanwhile.
 pub async fn upload(cell: &Cell, packed: &Path, what: &str) -> Result<Digest> {
+    let mut tries = 1;
+    loop {
+        match upload_once(cell, packed, what).await {
+            Err(error) if tries < UPLOAD_TRIES && is_moved(&error) => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+const UPLOAD_TRIES: usize = 3;
+
+fn is_moved(error: &anyhow::Error) -> bool {
+    let status = match error.downcast_ref::<ApiError>() {
+        Some(ApiError::Answered { status, .. }) => *status,
+        Some(_) => return true,
+        None => return false,
+    };
+    status == StatusCode::MISDIRECTED_REQUEST || status == StatusCode::CONFLICT
+}
+
+async fn upload_once(cell: &Cell, packed: &Path, what: &str) -> Result<Digest> {
     let file =
         tokio::fs::File::open(packed).await.with_context(|| format!("cannot read {}", packed.display()))?;
     let Bytes(length) = Bytes(file.metadata().await?.len());
