@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kopek_core::assignment::Assignment;
+use kopek_core::assignment::{AssignedVolume, Assignment};
 use kopek_core::converge::{HostAction, Local, Running, converge};
 use kopek_core::observed::{Health, Phase, Report, SeenInstance, SeenMember, SeenVolume};
 use kopek_core::supervise::restart_delay;
@@ -36,7 +36,7 @@ pub struct Machine {
     pub confirmed: bool,
     pub instances: BTreeMap<InstanceId, Container>,
     images: BTreeSet<Digest>,
-    volumes: BTreeMap<SiteName, Digest>,
+    volumes: BTreeMap<SiteName, AssignedVolume>,
     fetching: BTreeMap<String, u64>,
     pub reported: Option<Report>,
     pub reported_at: u64,
@@ -129,7 +129,7 @@ impl Machine {
     }
 
     pub fn trees(&self) -> impl Iterator<Item = &Digest> {
-        self.images.iter().chain(self.volumes.values())
+        self.images.iter().chain(self.volumes.values().map(|volume| &volume.tree))
     }
 
     /// Puts a tree there, as an upload does.
@@ -140,18 +140,17 @@ impl Machine {
     fn fetch(&mut self, assignment: &Assignment, now: Moment, available: &BTreeSet<Digest>) {
         let missing_images = assignment.images.iter().filter(|image| !self.images.contains(*image));
         let images: Vec<Digest> = missing_images.cloned().collect();
-        let missing_volumes =
-            assignment.volumes.iter().filter(|(s, v)| self.volumes.get(*s) != Some(&v.tree));
-        let volumes: Vec<(SiteName, Digest)> =
-            missing_volumes.map(|(site, volume)| (site.clone(), volume.tree.clone())).collect();
+        let missing_volumes = assignment.volumes.iter().filter(|(s, v)| self.volumes.get(*s) != Some(v));
+        let volumes: Vec<(SiteName, AssignedVolume)> =
+            missing_volumes.map(|(site, volume)| (site.clone(), volume.clone())).collect();
         for image in images {
             if self.has_come(&image, now, available) {
                 self.images.insert(image);
             }
         }
-        for (site, tree) in volumes {
-            if self.has_come(&tree, now, available) {
-                self.volumes.insert(site, tree);
+        for (site, volume) in volumes {
+            if self.has_come(&volume.tree, now, available) {
+                self.volumes.insert(site, volume);
             }
         }
         self.volumes.retain(|site, _| assignment.volumes.contains_key(site));
@@ -196,10 +195,10 @@ impl Machine {
 
     pub fn report(&self, member: Option<SeenMember>, now: Moment) -> Report {
         let instances = self.instances.iter().map(|(id, c)| (id.clone(), c.seen(now))).collect();
-        let volumes = self
-            .volumes
-            .iter()
-            .map(|(site, tree)| (site.clone(), SeenVolume { tree: tree.clone(), files: 1, bytes: Bytes(1) }));
+        let volumes = self.volumes.iter().map(|(site, volume)| {
+            let AssignedVolume { tree, number } = volume.clone();
+            (site.clone(), SeenVolume { tree, number, files: 1, bytes: Bytes(1) })
+        });
         Report {
             server: self.name.clone(),
             boot: format!("{}-{}", self.name, self.boots),

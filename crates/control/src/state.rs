@@ -19,6 +19,8 @@ pub struct CellState {
     pub assignments: BTreeMap<ServerId, Assignment>,
     pub routes: BTreeMap<SiteName, StoredRoute>,
     pub preparing: BTreeMap<SiteName, Site>,
+    /// The number that was given to a site last.
+    pub site_number: u32,
     pub store_members: StoreMembers,
     pub event_keys: Vec<String>,
     /// Of the last change that this copy has.
@@ -86,6 +88,8 @@ impl CellState {
             set(key, &entry.value, |pool| self.placed.pool = pool);
         } else if key == keys::STORE_MEMBERS {
             set(key, &entry.value, |members| self.store_members = members);
+        } else if key == keys::SITE_NUMBER {
+            set(key, &entry.value, |number| self.site_number = number);
         } else if let Some(id) = id_in::<ServerId>(key, keys::SERVERS) {
             set(key, &entry.value, |server| drop(self.desired.servers.insert(id, server)));
         } else if let Some(name) = id_in::<ImageName>(key, keys::IMAGES) {

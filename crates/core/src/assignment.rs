@@ -41,6 +41,8 @@ pub struct AssignedInstance {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssignedVolume {
     pub tree: Digest,
+    /// The site's number: a later site of the same name has another and must not find these files.
+    pub number: u32,
 }
 
 /// The server's part in the pool.

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::assignment::{AssignedInstance, Assignment};
+use crate::assignment::{AssignedInstance, AssignedVolume, Assignment};
 use crate::desired::Standing;
 use crate::id::{Digest, InstanceId, SiteName};
 use crate::observed::Phase;
@@ -28,7 +28,7 @@ pub struct Running {
     /// Images that are complete.
     pub images: BTreeSet<Digest>,
     /// Volumes with the tree that is wholly applied.
-    pub volumes: BTreeMap<SiteName, Digest>,
+    pub volumes: BTreeMap<SiteName, AssignedVolume>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,10 +126,10 @@ fn missing(assignment: &Assignment, running: &Running, instance: &AssignedInstan
     if !running.images.contains(&instance.image) {
         return Some(format!("image {}", short(&instance.image)));
     }
-    let tree = &assignment.volumes.get(&instance.site)?.tree;
+    let wanted = assignment.volumes.get(&instance.site)?;
     match running.volumes.get(&instance.site) {
-        Some(here) if here == tree => None,
-        _ => Some(format!("volume {} at tree {}", instance.site, short(tree))),
+        Some(here) if here == wanted => None,
+        _ => Some(format!("volume {} at tree {}", instance.site, short(&wanted.tree))),
     }
 }
 

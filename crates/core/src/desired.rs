@@ -142,6 +142,40 @@ pub struct Database {
     pub password: String,
 }
 
+/// MariaDB's own. A site that owned `mysql` would own the pool.
+const DATABASES_RESERVED: [&str; 4] = ["mysql", "information_schema", "performance_schema", "sys"];
+/// MariaDB's limits, in characters.
+const DATABASE_NAME_MAX: usize = 64;
+const DATABASE_USER_MAX: usize = 128;
+
+/// Why a site cannot have this database.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadDatabase {
+    #[error(
+        "{name:?} cannot be a site's database; use 1 to 64 letters, digits, _, $ and -, not a name of MariaDB's own"
+    )]
+    Name { name: String },
+    #[error("{user:?} cannot be a database user; use 1 to 128 characters")]
+    User { user: String },
+}
+
+impl Database {
+    /// Whether a site may call its database and its user so.
+    pub fn check(&self) -> Result<(), BadDatabase> {
+        let Database { name, user, .. } = self;
+        let plain = |c: char| c.is_alphanumeric() || c == '_' || c == '-' || c == '$';
+        let reserved = DATABASES_RESERVED.iter().any(|own| own.eq_ignore_ascii_case(name));
+        let length = name.chars().count();
+        if reserved || !(1..=DATABASE_NAME_MAX).contains(&length) || !name.chars().all(plain) {
+            return Err(BadDatabase::Name { name: name.clone() });
+        }
+        if !(1..=DATABASE_USER_MAX).contains(&user.chars().count()) || user.contains(char::is_control) {
+            return Err(BadDatabase::User { user: user.clone() });
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
@@ -189,5 +223,27 @@ impl StoreMembers {
     /// Client addresses, as etcd announces them.
     pub fn endpoints(&self) -> Vec<String> {
         self.members.values().map(|address| format!("https://{}", SocketAddr::new(*address, 2379))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_cannot_have_a_database_of_mariadbs_own_or_one_outside_its_folder() {
+        let check = |name: &str, user: &str| {
+            Database { name: name.to_owned(), user: user.to_owned(), password: String::new() }.check()
+        };
+        for name in
+            ["", "mysql", "MySQL", "information_schema", "../mysql", "a/b", "#mysql50#mysql", "a.b", "a b"]
+        {
+            assert_eq!(check(name, "u"), Err(BadDatabase::Name { name: name.to_owned() }));
+        }
+        assert_eq!(check(&"a".repeat(65), "u"), Err(BadDatabase::Name { name: "a".repeat(65) }));
+        for user in ["", "a\0b", &"u".repeat(129)] {
+            assert_eq!(check("wp", user), Err(BadDatabase::User { user: user.to_owned() }));
+        }
+        assert_eq!(check("wp_shop-2", "it's me"), Ok(()));
     }
 }

@@ -12,6 +12,9 @@ pub const STORE_MEMBERS: &str = "/store-members";
 pub const SERVERS: &str = "/servers/";
 pub const IMAGES: &str = "/images/";
 pub const SITES: &str = "/sites/";
+/// The number that was given to a site last. It only grows: what a deleted site left anywhere can never be
+/// taken for a later one's.
+pub const SITE_NUMBER: &str = "/site-number";
 /// Sites whose database is still being filled: what they become when that has succeeded.
 pub const PREPARING: &str = "/preparing/";
 pub const PLACEMENTS: &str = "/placements/";

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::assignment::AssignedVolume;
+use crate::desired::Site;
 use crate::id::{Digest, InstanceId, ServerId, SiteName};
 use crate::units::{Bytes, Load, Moment};
 
@@ -114,8 +116,21 @@ impl Phase {
 pub struct SeenVolume {
     /// The tree that is wholly applied.
     pub tree: Digest,
+    /// The number of the site whose files these are.
+    pub number: u32,
     pub files: u64,
     pub bytes: Bytes,
+}
+
+impl SeenVolume {
+    pub fn volume(&self) -> AssignedVolume {
+        AssignedVolume { tree: self.tree.clone(), number: self.number }
+    }
+
+    /// Whether it is this site's own, as it was deployed last.
+    pub fn is_of(&self, site: &Site) -> bool {
+        self.number == site.number && self.tree == site.tree
+    }
 }
 
 /// A pool member as its agent sees it.

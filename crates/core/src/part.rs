@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::assignment::AssignedVolume;
 use crate::id::{Digest, Domain, InstanceId, ServerId, SiteName};
 use crate::observed::SeenVolume;
 
@@ -59,10 +60,14 @@ pub struct RoutedWriter {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilesPart {
     pub server: ServerId,
+    /// Generation of the assignment that this was made from, if the store has confirmed it to the agent that
+    /// runs now. Without it the lists may be old or empty: nothing may be removed because they lack it.
+    #[serde(default)]
+    pub confirmed: Option<u64>,
     /// Images to have, unpacked at `<state>/images/<digest>/root`.
     pub images: Vec<Digest>,
     /// Volumes to have, the deployed tree applied at `<state>/volumes/<site>/tree`.
-    pub volumes: BTreeMap<SiteName, Digest>,
+    pub volumes: BTreeMap<SiteName, AssignedVolume>,
     /// Gates of the other servers; any may have a wanted tree.
     pub peers: BTreeMap<ServerId, SocketAddr>,
     /// Instances that run here and may be reached through this server's gate: where they listen.

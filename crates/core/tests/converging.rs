@@ -20,11 +20,7 @@ fn assignment() -> Assignment {
 fn complete(assignment: &Assignment) -> Running {
     Running {
         images: assignment.images.clone(),
-        volumes: assignment
-            .volumes
-            .iter()
-            .map(|(site, volume)| (site.clone(), volume.tree.clone()))
-            .collect(),
+        volumes: assignment.volumes.clone(),
         ..Running::default()
     }
 }

@@ -170,16 +170,19 @@ impl Firewall {
         let cell = set("cell", &self.cell);
         let public = set("public", &hosts(&self.public));
         let resolvers = set("resolvers", &hosts(&self.resolvers));
-        // The first two lines make the replacement one step: an absent table is made, then deleted.
+        // The first two lines make the replacement one step: an absent table is made, then deleted. What has no
+        // route is refused here: the kernel's own ICMP answer is rate-limited, and a site would wait for it.
         format!(
             r#"
 table inet kopek
 delete table inet kopek
 table inet kopek {{
     {cell}{public}{resolvers}
-    chain spoofed {{
+    chain unroutable {{
         type filter hook prerouting priority raw; policy accept;
         iifname "kp*" fib saddr . iif oif missing drop
+        iifname "kp*" fib daddr oif missing meta l4proto tcp reject with tcp reset
+        iifname "kp*" fib daddr oif missing reject with icmpx no-route
     }}
     chain input {{
         type filter hook input priority filter; policy accept;

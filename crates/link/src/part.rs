@@ -34,6 +34,11 @@ const RECONNECT_AFTER: Duration = Duration::from_millis(200);
 pub trait Part: Serialize + DeserializeOwned + Clone + PartialEq + Send + Sync + 'static {
     /// Also the file's name in `<state>/parts`.
     const NAME: &'static str;
+
+    /// What it is worth when it comes from the disk and no agent has handed it out since.
+    fn remembered(self) -> Self {
+        self
+    }
 }
 
 impl Part for EdgePart {
@@ -42,6 +47,10 @@ impl Part for EdgePart {
 
 impl Part for FilesPart {
     const NAME: &'static str = "files";
+
+    fn remembered(self) -> Self {
+        FilesPart { confirmed: None, ..self }
+    }
 }
 
 impl Part for SqlPart {
@@ -335,9 +344,10 @@ fn read_cache<P: Part>(cache: &Path) -> Option<P> {
             return None;
         }
     };
-    serde_json::from_slice(&text)
+    serde_json::from_slice::<P>(&text)
         .inspect_err(|error| warn!(cache = %cache.display(), %error, "the last part is damaged; waiting for the agent"))
         .ok()
+        .map(P::remembered)
 }
 
 /// Beside the hand-over, so that a slow disk never delays a change of writer; skips what is already replaced.

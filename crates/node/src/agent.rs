@@ -138,6 +138,7 @@ impl Agent {
             let next_start = self.instances().next_start();
             tokio::select! {
                 Ok(()) = self.feed.assignment.changed() => {}
+                Ok(()) = self.feed.confirmed.changed() => {}
                 Ok(()) = self.feed.routes.changed() => {}
                 Ok(()) = files.changed() => {}
                 Ok(()) = seen_member.changed() => {}
@@ -159,7 +160,7 @@ impl Agent {
             let running = converge::Running {
                 instances: instances.local(),
                 images: files.images.iter().cloned().collect(),
-                volumes: files.volumes.iter().map(|(site, seen)| (site.clone(), seen.tree.clone())).collect(),
+                volumes: files.volumes.iter().map(|(site, seen)| (site.clone(), seen.volume())).collect(),
             };
             for action in converge(assignment, &running, now()) {
                 instances.act(action);
@@ -168,7 +169,9 @@ impl Agent {
         let me = &self.config.name;
         let assigned = assignment.as_ref();
         self.parts.publish(hand_out::edge_part(me, &routes));
-        self.parts.publish(hand_out::files_part(me, assigned, instances.gates()));
+        let confirmed = *self.feed.confirmed.borrow();
+        let gates = instances.gates();
+        self.parts.publish(hand_out::files_part(me, assigned, confirmed, instances.images(), gates));
         let synced = member.as_ref().filter(|member| member.state == MemberState::Synced);
         let address = synced.map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, mariadb::CLIENT_PORT)));
         self.parts.publish(hand_out::sql_part(me, assigned, &routes, instances.listeners(), address));

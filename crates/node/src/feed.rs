@@ -25,6 +25,9 @@ pub type Routes = Arc<BTreeMap<SiteName, Route>>;
 
 pub struct Feed {
     pub assignment: watch::Receiver<Option<Assignment>>,
+    /// Generation of the assignment that the store has told since this process began: what comes from the
+    /// disk may be older than what was already carried out.
+    pub confirmed: watch::Receiver<Option<u64>>,
     pub routes: watch::Receiver<Routes>,
 }
 
@@ -44,8 +47,10 @@ pub fn follow(
 ) -> Feed {
     let (to_assignment, assignment) = watch::channel(recall(folder, "assignment.json"));
     let file = folder.join("assignment.json");
+    let (to_confirmed, confirmed) = watch::channel(None);
     tokio::spawn(mirror(Arc::clone(&store), keys::assignment(me), move |entries| {
         let Some(next) = entries.values().next().and_then(parse::<Assignment>) else { return };
+        to_confirmed.send_replace(Some(next.generation));
         to_assignment.send_if_modified(|current| take_newer(current, next));
         if let Some(assignment) = &*to_assignment.borrow() {
             remember(&file, assignment);
@@ -70,7 +75,7 @@ pub fn follow(
         remember(&file, &members);
         to_members.send_replace(members);
     }));
-    Feed { assignment, routes }
+    Feed { assignment, confirmed, routes }
 }
 
 fn take_newer(current: &mut Option<Assignment>, next: Assignment) -> bool {

@@ -1,29 +1,33 @@
 //! The parts of this server's edge, files and sql, made from its assignment, the routes and what runs here.
 //! Pure; the agent publishes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use kopek_core::assignment::Assignment;
 use kopek_core::desired::Standing;
 use kopek_core::part::{EdgePart, FilesPart, Route, SqlListener, SqlPart, SqlSite};
-use kopek_core::{InstanceId, ServerId, SiteName};
+use kopek_core::{Digest, InstanceId, ServerId, SiteName};
 
 pub fn edge_part(me: &ServerId, routes: &BTreeMap<SiteName, Route>) -> EdgePart {
     EdgePart { server: me.clone(), routes: routes.clone() }
 }
 
+/// `confirmed` is the generation that the store has confirmed. `in_use` are images of instances that run:
+/// they outlive a newer image of the same name.
 pub fn files_part(
     me: &ServerId,
     assignment: Option<&Assignment>,
+    confirmed: Option<u64>,
+    in_use: BTreeSet<Digest>,
     gates: BTreeMap<InstanceId, SocketAddr>,
 ) -> FilesPart {
+    let assigned = assignment.map(|assignment| assignment.images.clone()).unwrap_or_default();
     FilesPart {
         server: me.clone(),
-        images: assignment.map(|a| a.images.iter().cloned().collect()).unwrap_or_default(),
-        volumes: assignment
-            .map(|a| a.volumes.iter().map(|(site, volume)| (site.clone(), volume.tree.clone())).collect())
-            .unwrap_or_default(),
+        confirmed: confirmed.filter(|confirmed| assignment.is_some_and(|a| a.generation == *confirmed)),
+        images: assigned.union(&in_use).cloned().collect(),
+        volumes: assignment.map(|a| a.volumes.clone()).unwrap_or_default(),
         peers: assignment.map(|a| a.peers.clone()).unwrap_or_default(),
         gates,
     }

@@ -16,7 +16,7 @@ use kopek_core::desired::Internet;
 use kopek_core::observed::{Phase, SeenInstance};
 use kopek_core::part::SqlListener;
 use kopek_core::supervise::restart_delay;
-use kopek_core::{Bytes, InstanceId, Load, Moment, SiteName};
+use kopek_core::{Bytes, Digest, InstanceId, Load, Moment, SiteName};
 use kopek_instance::{Gauge, InstanceSpec, LoadAverage, Reading, Running};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -155,6 +155,14 @@ impl Instances {
                 Some((id.clone(), SocketAddr::new(IpAddr::V4(address), HTTP_PORT)))
             })
             .collect()
+    }
+
+    /// Images that some instance here has as its root.
+    pub fn images(&self) -> BTreeSet<Digest> {
+        let specs = self.known.values().filter_map(|known| known.spec.as_ref());
+        // `Dirs::image_root` is images/DIGEST/root.
+        let digest = |spec: &InstanceSpec| Digest::parse(spec.image_root.parent()?.file_name()?.to_str()?).ok();
+        specs.filter_map(digest).collect()
     }
 
     /// Where `sql` listens for them.

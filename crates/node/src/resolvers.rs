@@ -1,11 +1,21 @@
-//! Name servers that instances may use: those of this server, but for ones that only it can reach.
+//! Name servers that instances may use: those of this server, but for ones that only it can reach, and for
+//! ones that nobody can: a site that asks a silent name server makes its visitor wait for ten seconds.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 /// From resolv.conf(5); addresses on loopback mean nothing inside an instance.
 pub fn of_this_server() -> Vec<IpAddr> {
     let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    resolvers_in(&text)
+    resolvers_in(&text).into_iter().filter(|address| has_route(*address)).collect()
+}
+
+/// Connecting a UDP socket looks up the route and sends nothing (udp(7)).
+fn has_route(address: IpAddr) -> bool {
+    let any = match address {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    UdpSocket::bind((any, 0)).and_then(|socket| socket.connect((address, 53))).is_ok()
 }
 
 fn resolvers_in(text: &str) -> Vec<IpAddr> {

@@ -28,6 +28,8 @@ use crate::state::put;
 const DATABASE_LIMIT: Duration = Duration::from_secs(20);
 /// For an agent to drop a database.
 const DROP_LIMIT: Duration = Duration::from_secs(20);
+/// Each site has 65,536 user ids from 100,000 on, and ids have 32 bits.
+const SITE_NUMBER_MAX: u32 = 65_533;
 /// A dump of some gigabytes.
 const DUMP_LIMIT: Duration = Duration::from_secs(3600);
 
@@ -84,10 +86,16 @@ pub async fn create(
             )));
         }
     }
+    if let Some(database) = &wanted.database {
+        database.check().map_err(Refused::unusable)?;
+    }
     let known = state.desired.sites.get(&wanted.name);
-    let number = known
-        .map(|site| site.number)
-        .unwrap_or_else(|| state.desired.sites.values().map(|site| site.number).max().unwrap_or(0) + 1);
+    let number = known.map_or(state.site_number + 1, |site| site.number);
+    if number > SITE_NUMBER_MAX {
+        return Err(Refused::conflict(format!(
+            "this cell has given out all its {SITE_NUMBER_MAX} site numbers; make another cell for more sites"
+        )));
+    }
     let site = Site {
         name: wanted.name.clone(),
         number,
@@ -112,6 +120,9 @@ pub async fn create(
         )));
     }
     let mut ops = Vec::new();
+    if known.is_none() {
+        ops.push(put(keys::SITE_NUMBER.to_owned(), &number));
+    }
     if wanted.has_dump {
         ops.push(put(keys::site(name), &Site { min: 0, max: 0, ..site.clone() }));
         ops.push(put(keys::preparing(name), &site));
@@ -123,8 +134,9 @@ pub async fn create(
         let domains: Vec<&str> = site.domains.iter().map(|domain| domain.as_str()).collect();
         ops.push(active.event(name, "site created", domains.join(", ")));
     }
-    let compares = vec![state.unchanged(&keys::site(name)), state.unchanged(&keys::preparing(name))];
-    committed(active.commit(compares, ops).await?)?;
+    let compares =
+        [&keys::site(name), &keys::preparing(name), keys::SITE_NUMBER].map(|key| state.unchanged(key));
+    committed(active.commit(compares.to_vec(), ops).await?)?;
     Ok(Json(site_view(&view, &site)))
 }
 
@@ -341,7 +353,7 @@ fn volume_view(view: &View, site: &Site) -> VolumeView {
     let placement = view.state.placed.sites.get(&site.name);
     for holder in placement.into_iter().flat_map(|placement| &placement.holders) {
         let seen = view.observed.servers.get(holder).and_then(|seen| seen.report.volumes.get(&site.name));
-        match seen.filter(|seen| seen.tree == site.tree) {
+        match seen.filter(|seen| seen.is_of(site)) {
             Some(seen) => {
                 volume.holders.push(holder.clone());
                 volume.files = volume.files.max(seen.files);

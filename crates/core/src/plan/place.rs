@@ -41,7 +41,7 @@ fn best_server(draft: &Draft, site: &Site, placement: &SitePlacement) -> Option<
         let holds = placement.holders.contains(&server.name);
         let filled = holds
             && report.is_some_and(|report| {
-                report.volumes.get(&site.name).is_some_and(|volume| volume.tree == site.tree)
+                report.volumes.get(&site.name).is_some_and(|volume| volume.is_of(site))
                     && image.is_some_and(|image| report.images.contains(image))
             });
         let same_rack = placement

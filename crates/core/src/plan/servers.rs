@@ -1,7 +1,7 @@
 //! Which servers count. The diagram is at `Standing`.
 
-use crate::desired::Standing;
-use crate::id::{Digest, ServerId, SiteName};
+use crate::desired::{Site, Standing};
+use crate::id::{ServerId, SiteName};
 use crate::observed::{MemberState, Report};
 
 use super::step::{Action, Subject};
@@ -88,14 +88,14 @@ fn has_images(draft: &Draft, report: &Report) -> bool {
 }
 
 fn has_volumes(draft: &Draft, server: &ServerId, report: &Report) -> bool {
-    let has = |report: &Report, site: &SiteName, tree: &Digest| {
-        report.volumes.get(site).is_some_and(|volume| volume.tree == *tree)
+    let has = |report: &Report, site: &Site| {
+        report.volumes.get(&site.name).is_some_and(|volume| volume.is_of(site))
     };
     draft.sites.iter().all(|(name, site)| {
         let holds = draft.state.placed.sites.get(name).is_some_and(|p| p.holders.contains(server));
         !holds
-            || has(report, name, &site.tree)
-            || !serving_reports(draft).any(|other| has(other, name, &site.tree))
+            || has(report, site)
+            || !serving_reports(draft).any(|other| has(other, site))
     })
 }
 

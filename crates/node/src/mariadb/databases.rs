@@ -4,48 +4,26 @@
 //! Making one goes through the whole pool as DDL, so first it is looked whether everything is there.
 
 use kopek_core::assignment::AssignedDatabase;
+use kopek_core::desired::BadDatabase;
 use kopek_core::part::site_loopback;
 
 use super::client::{Client, ClientError, identifier, quoted};
 
-/// MariaDB's own. A site that owned `mysql` would own the pool.
-const RESERVED: [&str; 4] = ["mysql", "information_schema", "performance_schema", "sys"];
-/// MariaDB's limits, in characters.
-const NAME_MAX: usize = 64;
-const USER_MAX: usize = 128;
-
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    #[error(
-        "{name:?} cannot be a site's database; use 1 to 64 letters, digits, _ and -, not a name of MariaDB's own"
-    )]
-    BadName { name: String },
-    #[error("{user:?} cannot be a database user; use 1 to 128 characters")]
-    BadUser { user: String },
+    #[error(transparent)]
+    Bad(#[from] BadDatabase),
     #[error("database {name:?} belongs to the site at {host}; name another one in this site")]
     Taken { name: String, host: String },
     #[error(transparent)]
     Client(#[from] ClientError),
 }
 
-/// Whether a site may call its database so. Checked again here because it decides who may read what.
-fn check(assigned: &AssignedDatabase) -> Result<(), DatabaseError> {
-    let (name, user) = (&assigned.database.name, &assigned.database.user);
-    let plain = |c: char| c.is_alphanumeric() || c == '_' || c == '-' || c == '$';
-    let reserved = RESERVED.iter().any(|own| own.eq_ignore_ascii_case(name));
-    if reserved || name.is_empty() || name.chars().count() > NAME_MAX || !name.chars().all(plain) {
-        return Err(DatabaseError::BadName { name: name.clone() });
-    }
-    if user.is_empty() || user.chars().count() > USER_MAX || user.contains('\0') {
-        return Err(DatabaseError::BadUser { user: user.clone() });
-    }
-    Ok(())
-}
-
 /// Makes the database and the account exist as assigned, the password among it.
 pub async fn ensure(client: &mut Client, assigned: &AssignedDatabase) -> Result<(), DatabaseError> {
-    check(assigned)?;
     let database = &assigned.database;
+    // Checked again here because it decides who may read what.
+    database.check()?;
     let host = site_loopback(assigned.number).to_string();
     let pattern = grant_pattern(&database.name);
     refuse_taken(client, &database.name, &pattern, &host).await?;
@@ -72,8 +50,8 @@ pub async fn ensure(client: &mut Client, assigned: &AssignedDatabase) -> Result<
 
 /// For a deleted site.
 pub async fn drop(client: &mut Client, assigned: &AssignedDatabase) -> Result<(), DatabaseError> {
-    check(assigned)?;
     let database = &assigned.database;
+    database.check()?;
     let host = site_loopback(assigned.number).to_string();
     refuse_taken(client, &database.name, &grant_pattern(&database.name), &host).await?;
     let account = format!("{}@{}", quoted(&database.user), quoted(&host));
@@ -145,23 +123,6 @@ fn grant_pattern(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kopek_core::desired::Database;
-
-    fn assigned(name: &str, user: &str) -> AssignedDatabase {
-        let database = Database { name: name.to_owned(), user: user.to_owned(), password: String::new() };
-        AssignedDatabase { number: 1, database }
-    }
-
-    #[test]
-    fn a_site_cannot_have_a_database_of_mariadbs_own_or_one_outside_its_folder() {
-        for name in
-            ["", "mysql", "MySQL", "information_schema", "../mysql", "a/b", "#mysql50#mysql", "a.b", "a b"]
-        {
-            assert!(check(&assigned(name, "u")).is_err(), "{name:?}");
-        }
-        assert!(check(&assigned("wp_shop-2", "it's me")).is_ok());
-        assert!(check(&assigned("wp", "")).is_err());
-    }
 
     #[test]
     fn a_name_in_a_grant_stands_for_itself_only() {

@@ -31,6 +31,9 @@ const PROBE_STARTING: Duration = Duration::from_millis(50);
 const PROBE: Duration = Duration::from_millis(500);
 /// A member that is being copied is not interrupted because its donor was silent for a moment.
 const HOLD_PATIENCE: Duration = Duration::from_secs(3);
+/// A member whose state transfer failed closes its connection and stays up, for ever ("node restart required").
+/// One that starts connects before it answers, so this leaves room only for slowness.
+const UNCONNECTED_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the agent was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +66,10 @@ struct Running {
     since: Instant,
     progress: Progress,
     client: Option<Client>,
-    /// It was in the group, and will not find back by itself.
+    /// It was in the group or tried to be, and will not find back by itself.
     is_put_out: bool,
+    /// Since when it answers without being connected to the group.
+    unconnected: Option<Instant>,
     position: Option<Position>,
     /// Databases that are known to exist as assigned.
     done: BTreeMap<SiteName, AssignedDatabase>,
@@ -89,6 +94,7 @@ impl Running {
             progress,
             client: None,
             is_put_out: false,
+            unconnected: None,
             position: None,
             done: BTreeMap::new(),
             troubles: BTreeMap::new(),
@@ -129,6 +135,8 @@ impl Keeper {
     async fn begin(&mut self, member: &AssignedMember) -> Result<(), BeginError> {
         if self.home.data().is_dir() && self.found.is_none() {
             self.report(MemberState::Starting, 0);
+            // After a reboot the folder of sockets is gone, which reading the position needs too.
+            setup::prepare(&self.home).await?;
             self.found = Some(position::on_disk(&self.home).await?);
         }
         if member.start == Start::Hold {
@@ -182,7 +190,7 @@ impl Keeper {
                 return;
             };
             if running.is_put_out {
-                warn!("pool member was put out of the group: starts anew");
+                warn!("pool member is out of the group and will not find back: starts anew");
                 return self.stop().await;
             }
             let starting = running.progress == Progress::Starting;
@@ -352,7 +360,12 @@ impl Running {
         };
         let status = client.status().await.map_err(|error| explained(&error))?;
         self.client = Some(client);
-        self.is_put_out = self.progress == Progress::Answered && !status.connected;
+        self.unconnected = (!status.connected).then(|| self.unconnected.unwrap_or_else(Instant::now));
+        let patience = match self.progress {
+            Progress::Starting => UNCONNECTED_PATIENCE,
+            Progress::Answered => Duration::ZERO,
+        };
+        self.is_put_out = self.unconnected.is_some_and(|since| since.elapsed() >= patience);
         self.position = status.position.clone();
         Ok(status)
     }
