@@ -181,8 +181,8 @@ table inet kopek {{
     chain unroutable {{
         type filter hook prerouting priority raw; policy accept;
         iifname "kp*" fib saddr . iif oif missing drop
-        iifname "kp*" fib daddr oif missing meta l4proto tcp reject with tcp reset
-        iifname "kp*" fib daddr oif missing reject with icmpx no-route
+        iifname "kp*" fib daddr type != local fib daddr oif missing meta l4proto tcp reject with tcp reset
+        iifname "kp*" fib daddr type != local fib daddr oif missing reject with icmpx no-route
     }}
     chain input {{
         type filter hook input priority filter; policy accept;

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use kopek_core::ServerId;
 use kopek_core::assignment::{AssignedVip, Assignment};
 use kopek_core::config::{AGENT_PORT, Dirs, ServerConfig};
 use kopek_core::converge::{self, converge};
@@ -36,9 +37,9 @@ use crate::clock::now;
 use crate::feed::{self, Feed, Routes};
 use crate::instances::{Instances, Word};
 use crate::keepalived::Keepalived;
-use crate::mariadb::{self, Member, MemberConfig};
+use crate::mariadb::{self, Evicted, Member, MemberConfig};
 use crate::store_host::{StoreHost, StoreHostError};
-use crate::{edge_health, hand_out, machine, reporting, store_member};
+use crate::{edge_health, hand_out, log_rotation, machine, reporting, store_member};
 
 /// Loads are averages over samples this far apart, as in the kernel's own habit of seconds.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
@@ -92,6 +93,7 @@ pub async fn run(
     );
     let (instances, words) = Instances::find(&config, launcher.clone());
     let instances = Arc::new(Mutex::new(instances));
+    tokio::spawn(log_rotation::keep_small(dirs.log.clone()));
     let (to_report, report) = watch::channel(None);
     tokio::spawn(reporting::push(Api::new(identity.clone()), report, leader_address(store.clone())));
     let desk = Desk {
@@ -133,7 +135,9 @@ impl Agent {
         let mut files = self.parts.files_report();
         let mut seen_member = self.member.seen();
         let mut measure = tokio::time::interval(MEASURE_EVERY);
+        let mut dead = BTreeSet::new();
         loop {
+            self.evict_newly_dead(&mut dead);
             self.settle(&files.borrow_and_update().clone(), seen_member.borrow_and_update().clone());
             let next_start = self.instances().next_start();
             tokio::select! {
@@ -149,6 +153,24 @@ impl Agent {
                 _ = measure.tick() => self.instances().measure(now()),
             }
         }
+    }
+
+    /// The controller knows that a server is dead well before the group's own time limit: out with its
+    /// member, so that the others go on.
+    fn evict_newly_dead(&self, known: &mut BTreeSet<ServerId>) {
+        let assignment = self.feed.assignment.borrow();
+        let dead = assignment.as_ref().map(dead_members).unwrap_or_default();
+        for server in dead.difference(known).cloned() {
+            let member = Arc::clone(&self.member);
+            tokio::spawn(async move {
+                match member.evict(&server).await {
+                    Ok(Evicted::Now) => info!(%server, "evicted from the pool's group: the server is dead"),
+                    Ok(Evicted::NotThere) => {}
+                    Err(error) => warn!(%server, %error, "not evicted from the pool's group"),
+                }
+            });
+        }
+        *known = dead;
     }
 
     /// Does what follows from all that is known now, hands out the parts, and reports.
@@ -218,6 +240,15 @@ impl Agent {
     fn instances(&self) -> std::sync::MutexGuard<'_, Instances> {
         self.instances.lock().expect("no code panics while it holds the instances")
     }
+}
+
+/// Pool members whose server the controller has given up: they are in the group but nobody's peer.
+fn dead_members(assignment: &Assignment) -> BTreeSet<ServerId> {
+    let group = assignment.member.iter().flat_map(|member| member.group.keys());
+    group
+        .filter(|server| **server != assignment.server && !assignment.peers.contains_key(*server))
+        .cloned()
+        .collect()
 }
 
 /// Sleeps until a moment of the wall clock; for ever without one.

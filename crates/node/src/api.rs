@@ -2,6 +2,7 @@
 //! never answered (control's lines.rs), commands in instances, logs, dumps, databases to drop.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -183,17 +184,30 @@ async fn logs(
         return Body::from(tail).into_response();
     }
     let first = futures::stream::once(async move { Ok(Bytes::from(tail)) });
-    let rest = futures::stream::unfold(file, |mut file| async move {
+    let rest = futures::stream::unfold((file, path), |(mut file, path)| async move {
         loop {
             let mut buffer = Vec::new();
             match (&mut file).take(LOG_BYTES_MAX).read_to_end(&mut buffer) {
-                Ok(0) => tokio::time::sleep(LOG_LOOK_EVERY).await,
-                Ok(_) => return Some((Ok::<_, std::io::Error>(Bytes::from(buffer)), file)),
-                Err(error) => return Some((Err(error), file)),
+                Ok(0) => {
+                    tokio::time::sleep(LOG_LOOK_EVERY).await;
+                    if let Some(next) = rotated(&mut file, &path) {
+                        file = next;
+                    }
+                }
+                Ok(_) => return Some((Ok::<_, std::io::Error>(Bytes::from(buffer)), (file, path))),
+                Err(error) => return Some((Err(error), (file, path))),
             }
         }
     });
     Body::from_stream(first.chain(rest)).into_response()
+}
+
+/// The log from its start, if it was cut short or replaced since (see log_rotation.rs).
+fn rotated(file: &mut std::fs::File, path: &std::path::Path) -> Option<std::fs::File> {
+    let (open, there) = (file.metadata().ok()?, std::fs::metadata(path).ok()?);
+    let same = (open.dev(), open.ino()) == (there.dev(), there.ino());
+    let is_cut = file.stream_position().is_ok_and(|at| there.len() < at);
+    if same && !is_cut { None } else { std::fs::File::open(path).ok() }
 }
 
 /// The last `lines` lines; leaves the file at its end.
@@ -269,6 +283,23 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         String::from_utf8(read_tail(&mut file, lines).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_log_is_followed_from_the_start_after_it_was_cut_or_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("blog.log");
+        std::fs::write(&path, "one\ntwo\n").unwrap();
+        let mut file = std::fs::File::open(&path).unwrap();
+        file.seek(SeekFrom::End(0)).unwrap();
+        assert!(rotated(&mut file, &path).is_none());
+        std::fs::write(&path, "3\n").unwrap();
+        assert!(rotated(&mut file, &path).is_some());
+        let mut file = std::fs::File::open(&path).unwrap();
+        std::fs::rename(&path, folder.path().join("blog.log.1")).unwrap();
+        assert!(rotated(&mut file, &path).is_none(), "the new one is not there yet");
+        std::fs::write(&path, "four\n").unwrap();
+        assert!(rotated(&mut file, &path).is_some());
     }
 
     #[test]

@@ -161,7 +161,8 @@ impl Instances {
     pub fn images(&self) -> BTreeSet<Digest> {
         let specs = self.known.values().filter_map(|known| known.spec.as_ref());
         // `Dirs::image_root` is images/DIGEST/root.
-        let digest = |spec: &InstanceSpec| Digest::parse(spec.image_root.parent()?.file_name()?.to_str()?).ok();
+        let digest =
+            |spec: &InstanceSpec| Digest::parse(spec.image_root.parent()?.file_name()?.to_str()?).ok();
         specs.filter_map(digest).collect()
     }
 

@@ -10,6 +10,7 @@ mod feed;
 mod hand_out;
 mod instances;
 pub mod keepalived;
+mod log_rotation;
 mod machine;
 pub mod mariadb;
 mod reporting;

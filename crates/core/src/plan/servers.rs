@@ -1,7 +1,7 @@
 //! Which servers count. The diagram is at `Standing`.
 
 use crate::desired::{Site, Standing};
-use crate::id::{ServerId, SiteName};
+use crate::id::ServerId;
 use crate::observed::{MemberState, Report};
 
 use super::step::{Action, Subject};
@@ -93,9 +93,7 @@ fn has_volumes(draft: &Draft, server: &ServerId, report: &Report) -> bool {
     };
     draft.sites.iter().all(|(name, site)| {
         let holds = draft.state.placed.sites.get(name).is_some_and(|p| p.holders.contains(server));
-        !holds
-            || has(report, site)
-            || !serving_reports(draft).any(|other| has(other, site))
+        !holds || has(report, site) || !serving_reports(draft).any(|other| has(other, site))
     })
 }
 
