@@ -132,11 +132,6 @@ impl Machine {
         self.images.iter().chain(self.volumes.values().map(|volume| &volume.tree))
     }
 
-    /// Puts a tree there, as an upload does.
-    pub fn pour(&mut self, site: &SiteName, tree: &Digest) {
-        self.volumes.insert(site.clone(), tree.clone());
-    }
-
     fn fetch(&mut self, assignment: &Assignment, now: Moment, available: &BTreeSet<Digest>) {
         let missing_images = assignment.images.iter().filter(|image| !self.images.contains(*image));
         let images: Vec<Digest> = missing_images.cloned().collect();

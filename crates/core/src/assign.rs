@@ -49,7 +49,9 @@ pub fn assignments(
         let Some(placement) = placed.sites.get(name) else { continue };
         for holder in &placement.holders {
             if let Some(assignment) = all.get_mut(holder) {
-                assignment.volumes.insert(name.clone(), AssignedVolume { tree: site.tree.clone(), number: site.number });
+                assignment
+                    .volumes
+                    .insert(name.clone(), AssignedVolume { tree: site.tree.clone(), number: site.number });
             }
         }
         if let Some(image) = desired.images.get(&site.image) {

@@ -18,11 +18,7 @@ fn assignment() -> Assignment {
 }
 
 fn complete(assignment: &Assignment) -> Running {
-    Running {
-        images: assignment.images.clone(),
-        volumes: assignment.volumes.clone(),
-        ..Running::default()
-    }
+    Running { images: assignment.images.clone(), volumes: assignment.volumes.clone(), ..Running::default() }
 }
 
 fn with(mut running: Running, local: Local) -> Running {

@@ -253,6 +253,7 @@ mod tests {
         let address: SocketAddr = "127.0.0.1:80".parse().unwrap();
         let with = FilesPart {
             server: ServerId::parse("s1").unwrap(),
+            confirmed: None,
             images: Vec::new(),
             volumes: BTreeMap::new(),
             peers: BTreeMap::new(),

@@ -1,5 +1,5 @@
-//! Removes packed trees that nothing needs any more. A tree that came lately is kept in any case: `kopek
-//! control` puts uploads here before the site that needs them exists.
+//! Removes packed trees and images that nothing needs any more. A packed tree that came lately is kept in any
+//! case: `kopek control` puts uploads here before the site that needs them exists.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -10,9 +10,11 @@ use kopek_core::Digest;
 use kopek_core::config::Dirs;
 use kopek_core::part::FilesPart;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use crate::fetch::UNFINISHED;
+use crate::tree::{GONE, remove_whole};
 
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// A site that is created again, a deploy that is taken back: the tree need not travel again.
@@ -22,20 +24,27 @@ const YOUNG_FOR: Duration = Duration::from_secs(3600);
 
 /// Runs for ever.
 pub(crate) async fn sweep(dirs: Dirs, part: watch::Receiver<Option<FilesPart>>) {
-    let folder = dirs.state.join("trees");
-    remove_unfinished(&folder);
-    let mut unneeded_since = BTreeMap::new();
+    let mut shelves = [Shelf::trees(&dirs), Shelf::images(&dirs)];
+    remove_unfinished(&shelves[0].folder);
     let mut ticks = tokio::time::interval(SWEEP_EVERY);
     loop {
         ticks.tick().await;
-        // Without a part nothing is known to be unneeded.
-        let Some(part) = part.borrow().clone() else { continue };
-        let needed = part.images.into_iter().chain(part.volumes.into_values()).collect();
-        if let Err(error) =
-            sweep_once(&folder, &needed, &mut unneeded_since, Instant::now(), SystemTime::now())
-        {
-            tracing::warn!(folder = %folder.display(), %error, "cannot remove unneeded trees");
-        }
+        // Unless the store has confirmed the part, nothing is known to be unneeded.
+        let Some(part) = part.borrow().clone().filter(|part| part.confirmed.is_some()) else { continue };
+        let volumes = part.volumes.into_values().map(|volume| volume.tree);
+        let needed: BTreeSet<Digest> = part.images.into_iter().chain(volumes).collect();
+        let swept = spawn_blocking(move || {
+            for shelf in &mut shelves {
+                if let Err(error) = shelf.sweep(&needed, Instant::now(), SystemTime::now()) {
+                    tracing::warn!(folder = %shelf.folder.display(), %error, "cannot remove what is unneeded");
+                }
+            }
+            shelves
+        });
+        shelves = match swept.await {
+            Ok(shelves) => shelves,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
     }
 }
 
@@ -49,32 +58,66 @@ fn remove_unfinished(folder: &Path) {
     }
 }
 
-fn sweep_once(
-    folder: &Path,
-    needed: &BTreeSet<Digest>,
-    unneeded_since: &mut BTreeMap<PathBuf, Instant>,
-    now: Instant,
-    clock: SystemTime,
-) -> io::Result<()> {
-    let mut unneeded = BTreeMap::new();
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let digest = name.to_str().and_then(|name| Digest::parse(name.strip_suffix(".tar.zst")?).ok());
-        if digest.is_none_or(|digest| needed.contains(&digest)) {
-            continue;
-        }
-        let since = unneeded_since.get(&entry.path()).copied().unwrap_or(now);
-        let age = clock.duration_since(entry.metadata()?.modified()?).unwrap_or_default();
-        if now - since >= UNNEEDED_FOR && age >= YOUNG_FOR {
-            std::fs::remove_file(entry.path())?;
-            tracing::info!(tree = %entry.path().display(), "removed: neither an image nor a volume needs it");
-        } else {
-            unneeded.insert(entry.path(), since);
+/// A folder whose entries are named by digests.
+struct Shelf {
+    folder: PathBuf,
+    /// What follows the digest in a name.
+    suffix: &'static str,
+    /// Younger entries stay, needed or not.
+    young_for: Duration,
+    remove: fn(&Path) -> io::Result<()>,
+    unneeded_since: BTreeMap<PathBuf, Instant>,
+}
+
+impl Shelf {
+    fn trees(dirs: &Dirs) -> Shelf {
+        Shelf {
+            folder: dirs.state.join("trees"),
+            suffix: ".tar.zst",
+            young_for: YOUNG_FOR,
+            remove: |path| std::fs::remove_file(path),
+            unneeded_since: BTreeMap::new(),
         }
     }
-    *unneeded_since = unneeded;
-    Ok(())
+
+    fn images(dirs: &Dirs) -> Shelf {
+        Shelf {
+            folder: dirs.state.join("images"),
+            suffix: "",
+            young_for: Duration::ZERO,
+            remove: remove_whole,
+            unneeded_since: BTreeMap::new(),
+        }
+    }
+
+    fn sweep(&mut self, needed: &BTreeSet<Digest>, now: Instant, clock: SystemTime) -> io::Result<()> {
+        let mut unneeded = BTreeMap::new();
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let (name, path) = (entry.file_name(), entry.path());
+            let Some(name) = name.to_str().and_then(|name| name.strip_suffix(self.suffix)) else { continue };
+            if name.starts_with(GONE) {
+                (self.remove)(&path)?;
+            }
+            if Digest::parse(name).ok().is_none_or(|digest| needed.contains(&digest)) {
+                continue;
+            }
+            let since = self.unneeded_since.get(&path).copied().unwrap_or(now);
+            let age = clock.duration_since(entry.metadata()?.modified()?).unwrap_or_default();
+            if now - since >= UNNEEDED_FOR && age >= self.young_for {
+                (self.remove)(&path)?;
+                tracing::info!(path = %path.display(), "removed: neither an image nor a volume needs it");
+            } else {
+                unneeded.insert(path, since);
+            }
+        }
+        self.unneeded_since = unneeded;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -82,13 +125,23 @@ mod tests {
     use super::*;
     use std::fs::{File, FileTimes};
 
+    fn digest(c: &str) -> Digest {
+        Digest::parse(&c.repeat(64)).unwrap()
+    }
+
+    fn dirs(folder: &tempfile::TempDir) -> Dirs {
+        let dirs = Dirs { state: folder.path().to_owned(), ..Dirs::default() };
+        std::fs::create_dir_all(dirs.state.join("trees")).unwrap();
+        dirs
+    }
+
     #[test]
     fn unneeded_trees_go_after_a_while_and_young_ones_stay() {
         let folder = tempfile::tempdir().unwrap();
-        let digest = |c: &str| Digest::parse(&c.repeat(64)).unwrap();
+        let dirs = dirs(&folder);
         let clock = SystemTime::now();
         let put = |c: &str, age: Duration| {
-            let path = folder.path().join(format!("{}.tar.zst", digest(c)));
+            let path = dirs.packed_tree(&digest(c));
             let file = File::create(&path).unwrap();
             file.set_times(FileTimes::new().set_modified(clock - age)).unwrap();
             path
@@ -97,12 +150,34 @@ mod tests {
         let young = put("b", YOUNG_FOR / 2);
         let needed = put("c", YOUNG_FOR * 10);
         let wanted = BTreeSet::from([digest("c")]);
-        let mut since = BTreeMap::new();
+        let mut shelf = Shelf::trees(&dirs);
         let start = Instant::now();
-        sweep_once(folder.path(), &wanted, &mut since, start, clock).unwrap();
-        sweep_once(folder.path(), &wanted, &mut since, start + UNNEEDED_FOR / 2, clock).unwrap();
+        shelf.sweep(&wanted, start, clock).unwrap();
+        shelf.sweep(&wanted, start + UNNEEDED_FOR / 2, clock).unwrap();
         assert!(old.exists());
-        sweep_once(folder.path(), &wanted, &mut since, start + UNNEEDED_FOR, clock).unwrap();
+        shelf.sweep(&wanted, start + UNNEEDED_FOR, clock).unwrap();
         assert_eq!([old.exists(), young.exists(), needed.exists()], [false, true, true]);
+    }
+
+    #[test]
+    fn unneeded_images_go_after_ten_minutes_with_what_an_interruption_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let dirs = dirs(&folder);
+        let put = |c: &str| {
+            let root = dirs.image_root(&digest(c));
+            std::fs::create_dir_all(root.join("usr")).unwrap();
+            root
+        };
+        let (old, needed) = (put("a"), put("c"));
+        let half = dirs.state.join("images").join(format!("{GONE}{}", digest("b")));
+        std::fs::create_dir_all(half.join("usr")).unwrap();
+        let wanted = BTreeSet::from([digest("c")]);
+        let mut shelf = Shelf::images(&dirs);
+        let (start, clock) = (Instant::now(), SystemTime::now());
+        shelf.sweep(&wanted, start, clock).unwrap();
+        assert_eq!([old.exists(), half.exists()], [true, false]);
+        shelf.sweep(&wanted, start + UNNEEDED_FOR, clock).unwrap();
+        assert_eq!([old.exists(), needed.exists()], [false, true]);
+        assert_eq!(std::fs::read_dir(dirs.state.join("images")).unwrap().count(), 1);
     }
 }

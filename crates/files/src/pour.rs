@@ -1,6 +1,6 @@
 //! Brings every image and volume of the part to this server: fetches the packed tree, unpacks or applies it,
 //! reports it. What fails is tried again until it succeeds or is no longer wanted. Complete ones are found
-//! again after a restart, by looking.
+//! again after a restart, by looking. Volumes that the cell took from this server are removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use kopek_core::assignment::AssignedVolume;
 use kopek_core::config::Dirs;
 use kopek_core::observed::SeenVolume;
 use kopek_core::part::FilesPart;
@@ -18,7 +19,10 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::fetch::{FetchError, fetch};
 use crate::report::Report;
-use crate::tree::{UnpackError, applied_tree, apply_volume, is_whole, unpack_image, volume_stats};
+use crate::tree::{
+    GONE, UnpackError, apply_volume, claim_volume, is_applied, is_whole, remove_whole, unpack_image,
+    volume_stats,
+};
 
 /// Enough to fill the network; each holds a file and 256 KiB.
 const FETCHES_MAX: usize = 4;
@@ -40,12 +44,29 @@ enum Subject {
     Volume(SiteName),
 }
 
+/// How to have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wanted {
+    Image(Digest),
+    Volume(AssignedVolume),
+}
+
+impl Wanted {
+    fn tree(&self) -> &Digest {
+        match self {
+            Wanted::Image(tree) | Wanted::Volume(AssignedVolume { tree, .. }) => tree,
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum BringError {
     #[error(transparent)]
     Fetch(#[from] FetchError),
     #[error(transparent)]
     Unpack(#[from] UnpackError),
+    #[error("cannot make this volume the site's own: {0}")]
+    Claim(#[from] std::io::Error),
     #[error("unpacking ended abruptly; see the log")]
     Panicked,
 }
@@ -78,6 +99,7 @@ pub(crate) async fn pour(dirs: Dirs, identity: Identity, mut part: Part, report:
     let mut recount = tokio::time::interval(RECOUNT_EVERY);
     part.mark_changed();
     loop {
+        let mut unwanted = Vec::new();
         tokio::select! {
             changed = part.changed() => {
                 if changed.is_err() {
@@ -86,18 +108,31 @@ pub(crate) async fn pour(dirs: Dirs, identity: Identity, mut part: Part, report:
                 }
                 part.borrow_and_update();
                 pour.forget_unwanted();
+                unwanted = pour.unwanted();
             }
             Some(ended) = workers.join_next() => {
                 let subject: Subject = ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
                 working.remove(&subject);
             }
-            _ = recount.tick() => pour.clone().recount(),
+            _ = recount.tick() => {
+                pour.clone().recount();
+                unwanted = pour.unwanted();
+            }
         }
-        for (subject, tree) in pour.missing() {
+        for subject in unwanted {
             if working.insert(subject.clone()) {
                 let pour = pour.clone();
                 workers.spawn(async move {
-                    pour.bring(&subject, &tree).await;
+                    pour.remove(&subject).await;
+                    subject
+                });
+            }
+        }
+        for (subject, wanted) in pour.missing() {
+            if working.insert(subject.clone()) {
+                let pour = pour.clone();
+                workers.spawn(async move {
+                    pour.bring(&subject, &wanted).await;
                     subject
                 });
             }
@@ -106,17 +141,17 @@ pub(crate) async fn pour(dirs: Dirs, identity: Identity, mut part: Part, report:
 }
 
 impl Pour {
-    /// The tree that is wanted for the subject now.
-    fn wanted(&self, subject: &Subject) -> Option<Digest> {
+    /// How the subject is wanted now.
+    fn wanted(&self, subject: &Subject) -> Option<Wanted> {
         let part = self.part.borrow();
         let part = part.as_ref()?;
         match subject {
-            Subject::Image(digest) => part.images.contains(digest).then(|| digest.clone()),
-            Subject::Volume(site) => part.volumes.get(site).cloned(),
+            Subject::Image(digest) => part.images.contains(digest).then(|| Wanted::Image(digest.clone())),
+            Subject::Volume(site) => part.volumes.get(site).cloned().map(Wanted::Volume),
         }
     }
 
-    fn missing(&self) -> Vec<(Subject, Digest)> {
+    fn missing(&self) -> Vec<(Subject, Wanted)> {
         let part = self.part.borrow();
         let Some(part) = part.as_ref() else { return Vec::new() };
         let report = self.report.borrow();
@@ -124,11 +159,33 @@ impl Pour {
         let volumes = part
             .volumes
             .iter()
-            .filter(|(site, tree)| report.volumes.get(site).is_none_or(|seen| seen.tree != **tree));
+            .filter(|(site, wanted)| report.volumes.get(site).is_none_or(|seen| seen.volume() != **wanted));
         images
-            .map(|digest| (Subject::Image(digest.clone()), digest.clone()))
-            .chain(volumes.map(|(site, tree)| (Subject::Volume(site.clone()), tree.clone())))
+            .map(|digest| (Subject::Image(digest.clone()), Wanted::Image(digest.clone())))
+            .chain(
+                volumes.map(|(site, volume)| (Subject::Volume(site.clone()), Wanted::Volume(volume.clone()))),
+            )
             .collect()
+    }
+
+    /// Volumes on disk that this server is not to hold any more: their sites are deleted, or held elsewhere.
+    fn unwanted(&self) -> Vec<Subject> {
+        let part = self.part.borrow();
+        let Some(part) = part.as_ref().filter(|part| part.confirmed.is_some()) else { return Vec::new() };
+        let here = std::fs::read_dir(self.dirs.state.join("volumes")).into_iter().flatten().flatten();
+        let names = here.filter_map(|entry| entry.file_name().into_string().ok());
+        // What an interrupted removal left counts for the site that it was of.
+        let sites = names.filter_map(|name| SiteName::parse(name.trim_start_matches(GONE)).ok());
+        sites.filter(|site| !part.volumes.contains_key(site)).map(Subject::Volume).collect()
+    }
+
+    async fn remove(&self, subject: &Subject) {
+        let Some(volume) = self.volume(subject).filter(|_| self.wanted(subject).is_none()) else { return };
+        match blocking(move || remove_whole(&volume)).await {
+            Ok(Ok(())) => tracing::info!(?subject, "removed: this server is not to hold it any more"),
+            Ok(Err(error)) => tracing::warn!(?subject, %error, "cannot be removed yet"),
+            Err(error) => tracing::warn!(?subject, %error, "cannot be removed yet"),
+        }
     }
 
     /// Takes out of the report what the part no longer has.
@@ -138,24 +195,26 @@ impl Pour {
         self.report.send_if_modified(|report| {
             let before = report.clone();
             report.images.retain(|digest| part.images.contains(digest));
-            report.volumes.retain(|site, _| part.volumes.contains_key(site));
+            report.volumes.retain(|site, seen| {
+                part.volumes.get(site).is_some_and(|wanted| wanted.number == seen.number)
+            });
             report.troubles.retain(|digest, _| {
-                part.images.contains(digest) || part.volumes.values().any(|tree| tree == digest)
+                part.images.contains(digest) || part.volumes.values().any(|volume| volume.tree == *digest)
             });
             *report != before
         });
     }
 
-    /// Ends when the subject is complete or this tree is not wanted for it.
-    async fn bring(self: &Arc<Self>, subject: &Subject, tree: &Digest) {
+    /// Ends when the subject is complete or wanted otherwise.
+    async fn bring(self: &Arc<Self>, subject: &Subject, wanted: &Wanted) {
         let mut part = self.part.clone();
         let mut pause = RETRY_FIRST;
-        while self.wanted(subject).as_ref() == Some(tree) {
+        while self.wanted(subject).as_ref() == Some(wanted) {
             part.borrow_and_update();
-            let retry_last = match self.try_bring(subject, tree).await {
+            let retry_last = match self.try_bring(subject, wanted).await {
                 Ok(()) => return,
                 Err(error) => {
-                    self.note_trouble(subject, tree, &error);
+                    self.note_trouble(subject, wanted.tree(), &error);
                     if matches!(error, BringError::Fetch(_)) { FETCH_RETRY_LAST } else { UNPACK_RETRY_LAST }
                 }
             };
@@ -166,23 +225,25 @@ impl Pour {
         }
     }
 
-    async fn try_bring(self: &Arc<Self>, subject: &Subject, tree: &Digest) -> Result<(), BringError> {
-        if !self.is_here(subject, tree).await? {
+    async fn try_bring(self: &Arc<Self>, subject: &Subject, wanted: &Wanted) -> Result<(), BringError> {
+        let tree = wanted.tree();
+        if !self.is_here(subject, wanted).await? {
             let packed = self.packed(tree).await?;
-            let result = self.unpack(subject, tree, packed.clone()).await;
+            let result = self.unpack(subject, wanted, packed.clone()).await;
             if let Err(BringError::Unpack(UnpackError::Corrupt { .. })) = &result {
                 self.drop_if_damaged(tree, packed).await?;
             }
             result?;
         }
-        self.note_complete(subject, tree).await
+        self.note_complete(subject, wanted).await
     }
 
-    async fn is_here(&self, subject: &Subject, tree: &Digest) -> Result<bool, BringError> {
-        let (root, volume, tree) = (self.dirs.image_root(tree), self.volume(subject), tree.clone());
-        blocking(move || match volume {
-            None => root.exists(),
-            Some(volume) => applied_tree(&volume).is_ok_and(|applied| applied == Some(tree)),
+    async fn is_here(&self, subject: &Subject, wanted: &Wanted) -> Result<bool, BringError> {
+        let (root, volume, wanted) =
+            (self.dirs.image_root(wanted.tree()), self.volume(subject), wanted.clone());
+        blocking(move || match (volume, &wanted) {
+            (Some(volume), Wanted::Volume(wanted)) => is_applied(&volume, wanted).unwrap_or(false),
+            _ => root.exists(),
         })
         .await
     }
@@ -223,12 +284,16 @@ impl Pour {
         after.into_iter().chain(before).collect()
     }
 
-    async fn unpack(&self, subject: &Subject, tree: &Digest, packed: PathBuf) -> Result<(), BringError> {
+    async fn unpack(&self, subject: &Subject, wanted: &Wanted, packed: PathBuf) -> Result<(), BringError> {
         let _slot = self.unpacks.acquire().await.expect("never closed");
-        let (root, volume, digest) = (self.dirs.image_root(tree), self.volume(subject), tree.clone());
-        let applied = blocking(move || match volume {
-            None => unpack_image(&packed, &digest, &root).map(|()| None),
-            Some(volume) => apply_volume(&packed, &digest, &volume).map(Some),
+        let tree = wanted.tree();
+        let (root, volume, wanted) = (self.dirs.image_root(tree), self.volume(subject), wanted.clone());
+        let applied = blocking(move || match (volume, &wanted) {
+            (Some(volume), Wanted::Volume(AssignedVolume { tree, number })) => {
+                claim_volume(&volume, *number)?;
+                Ok::<_, BringError>(Some(apply_volume(&packed, tree, &volume)?))
+            }
+            _ => Ok(unpack_image(&packed, wanted.tree(), &root).map(|()| None)?),
         })
         .await??;
         tracing::info!(?subject, %tree, ?applied, "poured");
@@ -248,14 +313,15 @@ impl Pour {
         .await
     }
 
-    async fn note_complete(&self, subject: &Subject, tree: &Digest) -> Result<(), BringError> {
-        let seen = match subject {
-            Subject::Image(_) => None,
-            Subject::Volume(site) => {
-                let (folder, tree) = (self.dirs.volume_tree(site), tree.clone());
+    async fn note_complete(&self, subject: &Subject, wanted: &Wanted) -> Result<(), BringError> {
+        let tree = wanted.tree();
+        let seen = match (subject, wanted.clone()) {
+            (Subject::Volume(site), Wanted::Volume(AssignedVolume { tree, number })) => {
+                let folder = self.dirs.volume_tree(site);
                 let (files, bytes) = blocking(move || volume_stats(&folder)).await?;
-                Some((site.clone(), SeenVolume { tree, files, bytes }))
+                Some((site.clone(), SeenVolume { tree, number, files, bytes }))
             }
+            _ => None,
         };
         self.report.send_modify(|report| {
             report.troubles.remove(tree);

@@ -12,15 +12,18 @@ mod pack;
 mod packed;
 mod path;
 mod place;
+mod remove;
 mod source;
 mod tarball;
 mod unpack;
 mod volume_stats;
 
 pub use apply::{Applied, ApplyError, applied_tree, apply_volume};
+pub(crate) use apply::{claim_volume, is_applied};
 pub use inventory::Fault;
 pub use pack::{PackError, PackOptions, Packed, Progress, pack_source};
 pub(crate) use packed::is_whole;
+pub(crate) use remove::{GONE, remove_whole};
 pub use source::SourceError;
 pub use unpack::{UnpackError, unpack_image};
 pub use volume_stats::volume_stats;

@@ -78,6 +78,27 @@ async fn a_follower_that_starts_without_an_agent_has_the_last_part() {
 }
 
 #[tokio::test]
+async fn a_files_part_from_the_disk_is_not_confirmed_by_anybody() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = dirs(&folder).state.join("parts/files.json");
+    let confirmed = FilesPart {
+        server: ServerId::parse("s1").unwrap(),
+        confirmed: Some(7),
+        images: Default::default(),
+        volumes: Default::default(),
+        peers: Default::default(),
+        gates: Default::default(),
+    };
+    std::fs::create_dir_all(cache.parent().unwrap()).unwrap();
+    std::fs::write(cache, serde_json::to_vec(&confirmed).unwrap()).unwrap();
+    let mut following: Following<FilesPart> = follow(&dirs(&folder));
+    assert_eq!(*following.part.borrow(), Some(FilesPart { confirmed: None, ..confirmed.clone() }));
+    let parts = Parts::serve(&dirs(&folder)).await.unwrap();
+    parts.publish(confirmed.clone());
+    comes(&mut following.part, |seen| *seen == Some(confirmed.clone())).await;
+}
+
+#[tokio::test]
 async fn reports_reach_the_agent_and_are_repeated_to_the_next_one() {
     let folder = tempfile::tempdir().unwrap();
     let parts = Parts::serve(&dirs(&folder)).await.unwrap();

@@ -19,6 +19,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use kopek_core::assignment::AssignedVolume;
 use kopek_core::{Bytes, Digest};
 use rustix::fs::{AtFlags, FileType, linkat, renameat};
 
@@ -29,6 +30,7 @@ use super::manifest::{Deployed, Manifest};
 use super::packed::PackedReader;
 use super::path::TreePath;
 use super::place::{Attributes, put_file, put_folder, put_symlink};
+use super::remove::{finish_removal, remove_whole};
 use super::source::Budget;
 use super::tarball::{self, TarKind};
 use super::unpack::{Explain, Incoming, UnpackError, sync_file_system, unpack_whole};
@@ -48,10 +50,42 @@ pub struct Applied {
 
 /// The tree that is wholly applied to this volume (`volumes/SITE`), if any.
 pub fn applied_tree(volume: &Path) -> io::Result<Option<Digest>> {
+    Ok(applied(volume)?.and_then(|manifest| manifest.tree))
+}
+
+/// Whether this tree of this site is wholly applied to the volume.
+pub(crate) fn is_applied(volume: &Path, wanted: &AssignedVolume) -> io::Result<bool> {
+    let is_it = |m: Manifest| m.tree.as_ref() == Some(&wanted.tree) && m.number == Some(wanted.number);
+    Ok(applied(volume)?.is_some_and(is_it))
+}
+
+fn applied(volume: &Path) -> io::Result<Option<Manifest>> {
     if !volume.join("tree").is_dir() {
         return Ok(None);
     }
-    Ok(Manifest::read(&volume.join("manifest"))?.tree)
+    Manifest::read(&volume.join("manifest")).map(Some)
+}
+
+/// Makes `volume` (`volumes/SITE`) that of the site with this number, before anything is applied to it. What
+/// another site of the same name left there is removed.
+pub(crate) fn claim_volume(volume: &Path, number: u32) -> io::Result<()> {
+    finish_removal(volume)?;
+    let path = volume.join("manifest");
+    // One that cannot be read says nothing of another site; the files are far more likely our own.
+    let manifest = read_manifest(&path)?;
+    match manifest.number {
+        Some(known) if known == number => return Ok(()),
+        Some(known) => {
+            tracing::info!(volume = %volume.display(), known, number, "removing what an earlier site left");
+            remove_whole(volume)?;
+            fs::create_dir_all(volume)?;
+            Manifest { number: Some(number), ..Manifest::default() }.write(&path)
+        }
+        None => {
+            fs::create_dir_all(volume)?;
+            Manifest { number: Some(number), ..manifest }.write(&path)
+        }
+    }
 }
 
 /// Brings `volume` (`volumes/SITE`) to the packed tree. Safe to repeat after any interruption; must not run
@@ -59,8 +93,9 @@ pub fn applied_tree(volume: &Path) -> io::Result<Option<Digest>> {
 pub fn apply_volume(packed: &Path, digest: &Digest, volume: &Path) -> Result<Applied, UnpackError> {
     let explain = Explain { packed, path: volume };
     let inventory = read_verified(packed, digest, &explain)?;
-    let next = Manifest::of(digest, &inventory);
     let manifest = volume.join("manifest");
+    let before = read_manifest(&manifest).map_err(|error| explain.io(error))?;
+    let next = Manifest::of(digest, before.number, &inventory);
     let (tree, incoming) = (volume.join("tree"), volume.join("incoming"));
     if !tree.exists() {
         unpack_whole(packed, digest, &incoming, &tree, Owners::Site)?;
@@ -68,7 +103,6 @@ pub fn apply_volume(packed: &Path, digest: &Digest, volume: &Path) -> Result<App
         return Ok(Applied { written: inventory.files(), ..Applied::default() });
     }
 
-    let before = read_manifest(&manifest).map_err(|error| explain.io(error))?;
     let incoming = Incoming::make(&incoming).map_err(|error| explain.io(error))?;
     let live = Beneath::open(&tree).map_err(|error| explain.io(error))?;
     let staged = stage_changed(packed, &inventory, &live, &incoming.path, &explain)?;

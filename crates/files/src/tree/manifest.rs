@@ -3,7 +3,7 @@
 //! and is brought up again wholly.
 //!
 //! Records end with a NUL, because names may hold anything else: first `tree DIGEST` or `unfinished`, then
-//! `d PATH` for each folder and `f PATH` for each file and link.
+//! `site NUMBER` if it is known, then `d PATH` for each folder and `f PATH` for each file and link.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,21 +26,23 @@ pub(crate) enum Deployed {
 pub(crate) struct Manifest {
     /// `None` while a deploy is under way or was interrupted.
     pub tree: Option<Digest>,
+    /// Of the site whose volume it is.
+    pub number: Option<u32>,
     pub entries: BTreeMap<TreePath, Deployed>,
 }
 
 impl Manifest {
-    pub fn of(tree: &Digest, inventory: &Inventory) -> Manifest {
+    pub fn of(tree: &Digest, number: Option<u32>, inventory: &Inventory) -> Manifest {
         let kind = |kind: &Kind| if *kind == Kind::Folder { Deployed::Folder } else { Deployed::File };
         let entries = inventory.nodes.iter().map(|(path, node)| (path.clone(), kind(&node.kind))).collect();
-        Manifest { tree: Some(tree.clone()), entries }
+        Manifest { tree: Some(tree.clone()), number, entries }
     }
 
     /// What may lie in a volume while it changes from this to `next`.
     pub fn unfinished(&self, next: &Manifest) -> Manifest {
         let mut entries = self.entries.clone();
         entries.extend(next.entries.clone());
-        Manifest { tree: None, entries }
+        Manifest { tree: None, number: next.number, entries }
     }
 
     /// An absent manifest is an empty one.
@@ -58,8 +60,12 @@ impl Manifest {
             b"unfinished" => None,
             head => Some(Digest::parse(std::str::from_utf8(head.strip_prefix(b"tree ")?).ok()?).ok()?),
         };
-        let mut entries = BTreeMap::new();
+        let (mut number, mut entries) = (None, BTreeMap::new());
         for record in records {
+            if let Some(digits) = record.strip_prefix(b"site ") {
+                number = Some(std::str::from_utf8(digits).ok()?.parse().ok()?);
+                continue;
+            }
             let kind = match record.first_chunk()? {
                 b"d " => Deployed::Folder,
                 b"f " => Deployed::File,
@@ -67,7 +73,7 @@ impl Manifest {
             };
             entries.insert(TreePath::parse(&record[2..]).ok()?, kind);
         }
-        Some(Manifest { tree, entries })
+        Some(Manifest { tree, number, entries })
     }
 
     /// Whole or not at all, also through a power cut.
@@ -76,6 +82,9 @@ impl Manifest {
             Some(tree) => format!("tree {tree}\0").into_bytes(),
             None => b"unfinished\0".to_vec(),
         };
+        if let Some(number) = self.number {
+            text.extend_from_slice(format!("site {number}\0").as_bytes());
+        }
         for (entry, kind) in &self.entries {
             text.extend_from_slice(if *kind == Deployed::Folder { b"d " } else { b"f " });
             text.extend_from_slice(entry.bytes());
@@ -105,7 +114,7 @@ mod tests {
         manifest.entries.insert(TreePath::parse(b"wp content").unwrap(), Deployed::Folder);
         manifest.write(&path).unwrap();
         assert_eq!(Manifest::read(&path).unwrap(), manifest);
-        manifest.tree = None;
+        (manifest.tree, manifest.number) = (None, Some(7));
         manifest.write(&path).unwrap();
         assert_eq!(Manifest::read(&path).unwrap(), manifest);
     }

@@ -16,7 +16,7 @@ async fn a_volume_is_poured_from_a_server_that_has_its_tree() {
     let (mut one, mut two) = (cell.server("s1").await, cell.server("s2").await);
     let tree = tree(&one.trees(), &[("index.php", "hello"), ("a/b.txt", "b")]);
     two.wants(|part| {
-        part.volumes.insert(site("blog"), tree.digest.clone());
+        part.volumes.insert(site("blog"), volume(&tree, 1));
         part.peers.insert(server_id("s1"), one.gate());
     });
     let report = two.reports(|report| report.volumes.contains_key(&site("blog"))).await;
@@ -43,7 +43,7 @@ async fn what_nobody_has_is_reported_and_comes_as_soon_as_somebody_does() {
     let shelf = temp();
     let tree = tree(shelf.path(), &[("index.php", "late")]);
     two.wants(|part| {
-        part.volumes.insert(site("blog"), tree.digest.clone());
+        part.volumes.insert(site("blog"), volume(&tree, 1));
         part.peers.insert(server_id("s1"), one.gate());
     });
     let report = two.reports(|report| !report.troubles.is_empty()).await;
@@ -61,7 +61,7 @@ async fn complete_trees_are_found_again_after_a_restart_and_a_deploy_replaces_th
     let one = tree(&server.trees(), &[("index.php", "1")]);
     let two = tree(&server.trees(), &[("index.php", "2")]);
     server.wants(|part| {
-        part.volumes.insert(site("blog"), one.digest.clone());
+        part.volumes.insert(site("blog"), volume(&one, 1));
         part.images.push(one.digest.clone());
     });
     server.reports(|report| report.images.len() + report.volumes.len() == 2).await;
@@ -72,13 +72,68 @@ async fn complete_trees_are_found_again_after_a_restart_and_a_deploy_replaces_th
     server.start().await;
     server.reports(|report| report.images.len() + report.volumes.len() == 2).await;
 
-    server.wants(|part| drop(part.volumes.insert(site("blog"), two.digest.clone())));
+    server.wants(|part| drop(part.volumes.insert(site("blog"), volume(&two, 1))));
     server
         .reports(|report| report.volumes.get(&site("blog")).is_some_and(|seen| seen.tree == two.digest))
         .await;
     assert_eq!(read(&server.dirs.volume_tree(&site("blog")), "index.php").unwrap(), "2");
     server.wants(|part| part.volumes.clear());
     server.reports(|report| report.volumes.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_site_of_the_same_name_finds_no_file_of_the_earlier_one() {
+    let cell = cell();
+    let mut server = cell.server("s1").await;
+    let tree = tree(&server.trees(), &[("index.php", "1")]);
+    let live = server.dirs.volume_tree(&site("blog"));
+    server.wants(|part| drop(part.volumes.insert(site("blog"), volume(&tree, 1))));
+    server.reports(|report| report.volumes.contains_key(&site("blog"))).await;
+    fill(&live, &[("uploads/secret.jpg", "theirs")]);
+    // Deleted and created again so quickly that no part without it was seen.
+    server.wants(|part| drop(part.volumes.insert(site("blog"), volume(&tree, 2))));
+    server.reports(|report| report.volumes.get(&site("blog")).is_some_and(|seen| seen.number == 2)).await;
+    assert_eq!(read(&live, "index.php").unwrap(), "1");
+    assert!(!live.join("uploads").exists());
+    // A deploy of the same site keeps what the site wrote.
+    fill(&live, &[("uploads/own.jpg", "own")]);
+    let next = crate::words::tree(&server.trees(), &[("index.php", "2")]);
+    server.wants(|part| drop(part.volumes.insert(site("blog"), volume(&next, 2))));
+    server
+        .reports(|report| report.volumes.get(&site("blog")).is_some_and(|seen| seen.tree == next.digest))
+        .await;
+    assert_eq!(read(&live, "uploads/own.jpg").unwrap(), "own");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_of_deleted_sites_are_removed_but_not_on_the_word_of_an_old_part() {
+    let cell = cell();
+    let mut server = cell.server("s1").await;
+    let tree = tree(&server.trees(), &[("index.php", "1")]);
+    let folder = |name: &str| server.dirs.volume_tree(&site(name)).parent().unwrap().to_owned();
+    let (blog, shop, half) = (folder("blog"), folder("shop"), folder("blog").with_file_name(".gone-old"));
+    fill(&half, &[("tree/x", "x")]);
+    server.wants(|part| {
+        part.confirmed = None;
+        part.volumes.insert(site("blog"), volume(&tree, 1));
+        part.volumes.insert(site("shop"), volume(&tree, 2));
+    });
+    server.reports(|report| report.volumes.len() == 2).await;
+    // An agent without an assignment, as after a restart without the store.
+    server.wants(|part| part.volumes.clear());
+    server.reports(|report| report.volumes.is_empty()).await;
+    server.wants(|part| part.volumes = [(site("shop"), volume(&tree, 2))].into());
+    server.reports(|report| report.volumes.len() == 1).await;
+    assert!(blog.exists() && shop.exists() && half.exists());
+
+    server.wants(|part| part.confirmed = Some(1));
+    let gone = async {
+        while blog.exists() || half.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), gone).await.unwrap();
+    assert_eq!(read(&shop, "tree/index.php").unwrap(), "1");
 }
 
 /// A server of the cell whose disk or memory is damaged: it sends `bytes` for every tree, and ends the stream
@@ -132,7 +187,7 @@ async fn a_corrupted_transfer_is_refused_and_fetched_from_another_server() {
         server.part.peers.insert(server_id(name), address);
     }
     server.wants(|part| {
-        part.volumes.insert(site("blog"), tree.digest.clone());
+        part.volumes.insert(site("blog"), volume(&tree, 1));
         part.peers.insert(server_id("s4"), good.gate());
     });
     server.reports(|report| report.volumes.contains_key(&site("blog"))).await;

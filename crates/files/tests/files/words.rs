@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use kopek_core::assignment::AssignedVolume;
 use kopek_core::config::{Dirs, GATE_PORT, ServerConfig};
 use kopek_core::part::{FilesPart, FilesReport};
 use kopek_core::{Bytes, Digest, InstanceId, ServerId, SiteName};
@@ -103,6 +104,11 @@ pub fn site(name: &str) -> SiteName {
     SiteName::parse(name).unwrap()
 }
 
+/// Of the site with this number.
+pub fn volume(tree: &Tree, number: u32) -> AssignedVolume {
+    AssignedVolume { tree: tree.digest.clone(), number }
+}
+
 pub fn instance(id: &str) -> InstanceId {
     InstanceId::parse(id).unwrap()
 }
@@ -147,6 +153,7 @@ impl Cell {
         let agent = Parts::serve(&dirs).await.unwrap();
         let part = FilesPart {
             server: server_id(name),
+            confirmed: Some(1),
             images: Vec::new(),
             volumes: BTreeMap::new(),
             peers: BTreeMap::new(),

@@ -175,6 +175,9 @@ async fn create(global: &Global, create: Create) -> Result<()> {
     let packed = pack(&create.source)?;
     let found = site_config::database_in(packed.file.path())?;
     let database = database(&create, found)?;
+    if let Some(database) = &database {
+        database.check().map_err(|error| Fault::Usage(format!("site {}: {error}", create.name)))?;
+    }
     if create.db_dump.is_some() && database.is_none() {
         return Err(Fault::Usage("--db-dump needs the site's database; give --db-user".to_owned()).into());
     }
