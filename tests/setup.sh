@@ -9,7 +9,7 @@ packages=(
     mariadb-server mariadb-client mariadb-backup galera-4 socat etcd-server etcd-client keepalived nftables iproute2
     e2fsprogs xfsprogs util-linux procps
     # images, the demo's site, measurements
-    mmdebstrap wordpress libjs-cropper libjs-underscore php-getid3 python3 curl wrk nginx-light haproxy
+    mmdebstrap wordpress wordpress-theme-twentytwentythree libjs-cropper libjs-underscore php-getid3 python3 curl wrk nginx-light haproxy
 )
 
 [ "$(id -u)" = 0 ] || { echo "kopek: setup installs packages and makes network namespaces; run it as root" >&2; exit 2; }

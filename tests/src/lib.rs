@@ -1,1 +1,10 @@
-//! kopek-tests
+//! What the end-to-end tests and the demo story are told with: a rack driven through the command line as a person
+//! would, an unmodified WordPress used through its own pages, and visitors who notice everything.
+
+pub mod http;
+pub mod picture;
+pub mod rack;
+pub mod story;
+pub mod visitors;
+pub mod wait;
+pub mod wordpress;
