@@ -11,8 +11,8 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: setup ## three virtual servers host a real WordPress: load, scale-out, a dead server, recovery (STORY=short: and down again)
-	cargo build --release -p kopek
-	tests/demo/story.py --kopek $(CARGO_TARGET_DIR)/release/kopek --story $(STORY)
+	cargo build --release -p kopek -p kopek-tests --bin kopek --bin story
+	$(CARGO_TARGET_DIR)/release/story --story $(STORY)
 
 test: setup lint units e2e ## all tests
 

@@ -160,8 +160,8 @@ impl Agent {
     fn evict_newly_dead(&self, known: &mut BTreeSet<ServerId>) {
         let assignment = self.feed.assignment.borrow();
         let dead = assignment.as_ref().map(dead_members).unwrap_or_default();
-        for server in dead.difference(known).cloned() {
-            let member = Arc::clone(&self.member);
+        for server in dead.difference(known) {
+            let (member, server) = (Arc::clone(&self.member), server.clone());
             tokio::spawn(async move {
                 match member.evict(&server).await {
                     Ok(Evicted::Now) => info!(%server, "evicted from the pool's group: the server is dead"),

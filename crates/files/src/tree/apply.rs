@@ -74,7 +74,7 @@ pub(crate) fn claim_volume(volume: &Path, number: u32) -> io::Result<()> {
     // One that cannot be read says nothing of another site; the files are far more likely our own.
     let manifest = read_manifest(&path)?;
     match manifest.number {
-        Some(known) if known == number => return Ok(()),
+        Some(known) if known == number => Ok(()),
         Some(known) => {
             tracing::info!(volume = %volume.display(), known, number, "removing what an earlier site left");
             remove_whole(volume)?;

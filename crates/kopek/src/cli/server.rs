@@ -108,7 +108,7 @@ pub enum CellCommand {
         #[arg(long = "vip")]
         vips: Vec<IpAddr>,
         #[command(flatten)]
-        machine: Machine,
+        machine: Box<Machine>,
     },
     /// Show the cell
     Show,

@@ -71,7 +71,7 @@ pub async fn top(global: &Global, wanted: Top) -> Result<()> {
     loop {
         let servers: Vec<ServerView> = cell.get("/servers").await?;
         let mut instances: Vec<InstanceView> = cell.get("/instances").await?;
-        instances.sort_by(|one, other| other.load.cmp(&one.load));
+        instances.sort_by_key(|instance| std::cmp::Reverse(instance.load));
         match global.format() {
             Format::Json => {
                 println!("{}", serde_json::json!({ "servers": servers, "instances": instances }))
