@@ -3,8 +3,10 @@
 
 pub mod http;
 pub mod picture;
+pub mod probe;
 pub mod rack;
 pub mod story;
+pub mod traces;
 pub mod visitors;
 pub mod wait;
 pub mod wordpress;

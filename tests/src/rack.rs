@@ -87,6 +87,10 @@ impl Rack {
         self.is_kept = true;
     }
 
+    pub fn kopek(&self) -> &Path {
+        &self.kopek
+    }
+
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -207,6 +211,27 @@ impl Rack {
             }
         }
         Ok(found)
+    }
+
+    /// The first process of an instance, as the machine numbers it.
+    pub async fn instance_init(&self, instance: &InstanceView) -> Result<i32> {
+        let id = self.cell().await?.name.trim_start_matches("rack-").to_owned();
+        let (rack, name) = (format!(":/kopek/{id}/{}/", instance.server), instance.id.to_string());
+        for entry in std::fs::read_dir("/proc")? {
+            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let is_its =
+                groups.lines().any(|line| line.contains(&rack) && line.split('/').any(|part| part == name));
+            let own_number =
+                status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last());
+            if is_its && own_number == Some("1") {
+                return Ok(pid);
+            }
+        }
+        bail!("no process of {name} on {}", instance.server)
     }
 
     /// Waits until every server is up and in its pool, and every VIP is held.

@@ -11,6 +11,7 @@ use kopek_core::api::SiteView;
 
 use crate::http::Place;
 use crate::rack::Rack;
+use crate::traces::Traces;
 use crate::visitors::{Visitors, Visits};
 use crate::wait::until;
 use crate::wordpress::{self, Published};
@@ -276,82 +277,6 @@ async fn scaled_in(rack: &Rack) -> Result<String> {
 async fn reason(rack: &Rack, what: &str) -> Result<String> {
     let event = rack.newest_event(SITE, what).await?;
     Ok(event.map(|event| event.reason).unwrap_or_else(|| format!("no event says {what:?}")))
-}
-
-/// What a rack has on the machine, noted while it runs, to be looked for afterwards.
-pub struct Traces {
-    dir: PathBuf,
-    processes: Vec<i32>,
-    namespaces: BTreeSet<PathBuf>,
-    vips: Vec<IpAddr>,
-}
-
-impl Traces {
-    pub async fn of(rack: &Rack) -> Result<Traces> {
-        let status = rack.status().await?;
-        let mut processes = Vec::new();
-        let mut namespaces = BTreeSet::new();
-        for init in status.servers.iter().filter_map(|server| server.pid) {
-            namespaces.insert(std::fs::read_link(format!("/proc/{init}/ns/pid"))?);
-            namespaces.insert(std::fs::read_link(format!("/proc/{init}/ns/net"))?);
-        }
-        for server in &status.servers {
-            processes.extend(rack.processes(&server.name, "").await?);
-        }
-        if namespaces.is_empty() || processes.is_empty() {
-            bail!("the rack in {} has no processes to look for", rack.dir().display());
-        }
-        Ok(Traces { dir: rack.dir().to_owned(), processes, namespaces, vips: status.vips })
-    }
-
-    /// Names what is still there.
-    pub fn gone(&self) -> Result<()> {
-        let dir = self.dir.to_string_lossy();
-        let mut left = Vec::new();
-        for file in ["/proc/self/mounts", "/proc/mounts"] {
-            let mounts = std::fs::read_to_string(file)?;
-            left.extend(
-                mounts.lines().filter(|line| line.contains(&*dir)).map(|line| format!("mount {line}")),
-            );
-        }
-        for entry in std::fs::read_dir("/sys/block")? {
-            let backing = entry?.path().join("loop/backing_file");
-            let backing = std::fs::read_to_string(backing).unwrap_or_default();
-            if backing.contains(&*dir) {
-                left.push(format!("loop device of {}", backing.trim()));
-            }
-        }
-        for entry in std::fs::read_dir("/proc")? {
-            let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-                continue;
-            };
-            let inside = ["pid", "net"].iter().any(|kind| {
-                let space = std::fs::read_link(format!("/proc/{pid}/ns/{kind}"));
-                space.is_ok_and(|space| self.namespaces.contains(&space))
-            });
-            if inside {
-                left.push(format!("process {pid}"));
-            }
-        }
-        let routes = std::fs::read_to_string("/proc/net/fib_trie")?;
-        left.extend(
-            self.vips
-                .iter()
-                .filter(|vip| routes.contains(&vip.to_string()))
-                .map(|vip| format!("route to {vip}")),
-        );
-        if self.dir.join("rack.json").exists() {
-            left.push(format!("files in {dir}"));
-        }
-        if !left.is_empty() {
-            bail!(
-                "left of the rack in {dir}, which had {} processes: {}",
-                self.processes.len(),
-                left.join(", ")
-            );
-        }
-        Ok(())
-    }
 }
 
 fn names<T: ToString>(items: impl IntoIterator<Item = T>) -> String {

@@ -1,0 +1,354 @@
+//! What happens to a running site when parts of the cell die, hang, come back or move. One rack, one step after the
+//! other: each begins and ends with a whole cell.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kopek_tests::http::{Browser, Place};
+use kopek_tests::probe::{self, SITE, STILL};
+use kopek_tests::rack::Rack;
+use kopek_tests::story::Steps;
+use kopek_tests::visitors::Visitors;
+use kopek_tests::wait::until;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const PER_SECOND: u32 = 20;
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_site_outlives_its_servers_and_the_cell_comes_back() {
+    let rack = Rack::up(3).await.unwrap();
+    let mut steps = Steps::new();
+    let mut failed = Vec::new();
+    // A macro, because each step is a function of its own name.
+    macro_rules! step {
+        ($step:ident) => {
+            let told = $step(&rack).await;
+            let told = match told {
+                Ok(()) => rack.whole().await.context("afterwards"),
+                failed => failed,
+            };
+            let name = stringify!($step).replace('_', " ");
+            match told {
+                Ok(()) => steps.done(&name),
+                Err(error) => {
+                    steps.done(format!("FAILED: {name}: {error:#}"));
+                    rack.tell_last().await;
+                    failed.push(name);
+                    // The next one may find what it needs nevertheless.
+                    let _ = rack.whole().await;
+                }
+            }
+        };
+    }
+    step!(a_small_site_is_created);
+    step!(a_killed_server_with_the_active_controller_moves_control_in_3_s);
+    step!(a_total_power_loss_loses_no_acknowledged_row);
+    step!(the_data_plane_serves_alone_and_control_comes_back);
+    step!(a_killed_instance_is_restarted_and_its_visitors_are_held);
+    step!(a_command_runs_inside_and_the_logs_tell_of_visits);
+    step!(a_deploy_brings_files_and_keeps_uploads);
+    step!(a_drained_server_is_left_by_its_instances);
+    step!(a_dead_edge_gives_its_address_away);
+    step!(the_store_moves_while_the_site_serves);
+    step!(a_frozen_server_is_replaced_and_returns);
+    step!(a_cut_server_is_replaced_and_returns);
+    step!(bad_tokens_are_refused);
+    step!(a_deleted_site_is_gone_with_its_database);
+    assert!(failed.is_empty(), "{} steps failed: {failed:#?}", failed.len());
+}
+
+async fn a_small_site_is_created(rack: &Rack) -> Result<()> {
+    probe::create(rack, 1, 3).await
+}
+
+async fn a_killed_server_with_the_active_controller_moves_control_in_3_s(rack: &Rack) -> Result<()> {
+    let active = rack.cell().await?.active.to_string();
+    let place = probe::away_from(rack, &[&active]).await?;
+    rack.run(&["site", "scale", SITE, "--min", "2", "--wait"]).await?;
+    let visitors = Visitors::stream(&place, PER_SECOND, STILL);
+    let killed = Instant::now();
+    rack.dev("kill", &[&active]).await?;
+    until("another active controller", LIMIT, || async {
+        Ok((rack.cell().await?.active.as_str() != active).then_some(()))
+    })
+    .await?;
+    let moved = killed.elapsed();
+    visitors_wait_for_two_elsewhere(rack, &active).await?;
+    visitors.leave().await.all_served(killed)?;
+    ensure!(moved <= Duration::from_secs(3), "control moved after {:.2} s", moved.as_secs_f64());
+    rack.dev("power-on", &[&active]).await?;
+    rack.whole().await?;
+    rack.run(&["site", "scale", SITE, "--min", "1", "--wait"]).await.map(drop)
+}
+
+async fn visitors_wait_for_two_elsewhere(rack: &Rack, lost: &str) -> Result<()> {
+    until("two instances on other servers", LIMIT, || async {
+        let serving = rack.serving(SITE).await?;
+        let elsewhere = serving.iter().filter(|instance| instance.server.as_str() != lost).count();
+        Ok((elsewhere >= 2).then_some(()))
+    })
+    .await
+}
+
+async fn a_total_power_loss_loses_no_acknowledged_row(rack: &Rack) -> Result<()> {
+    let place = probe::away_from(rack, &[]).await?;
+    let writing = tokio::spawn(keep_rows_until_one_is_refused(place));
+    until("some rows", LIMIT, || async {
+        let rows = probe::rows(&probe::away_from(rack, &[]).await?).await?;
+        Ok((rows.len() >= 50).then_some(()))
+    })
+    .await?;
+    let names: Vec<String> = rack.status().await?.servers.into_iter().map(|server| server.name).collect();
+    for name in &names {
+        rack.dev("power-off", &[name]).await?;
+    }
+    let acknowledged = writing.await?;
+    for name in &names {
+        rack.dev("power-on", &[name]).await?;
+    }
+    rack.whole().await?;
+    let rows = until("the site to serve its rows again", LIMIT, || async {
+        let place = probe::away_from(rack, &[]).await?;
+        probe::rows(&place).await.map(Some)
+    })
+    .await?;
+    ensure!(acknowledged >= 50, "only {acknowledged} rows were written");
+    let lost: Vec<u32> = (0..acknowledged).filter(|n| !rows.contains(n)).collect();
+    ensure!(lost.is_empty(), "of {acknowledged} acknowledged rows these are lost: {lost:?}");
+    Ok(())
+}
+
+async fn keep_rows_until_one_is_refused(place: Place) -> u32 {
+    for n in 0.. {
+        let kept = tokio::time::timeout(Duration::from_secs(2), probe::keep_row(&place, n)).await;
+        if !kept.is_ok_and(|kept| kept.is_ok()) {
+            return n;
+        }
+    }
+    u32::MAX
+}
+
+/// Stopped, not killed: what hangs is worse than what is gone, and nobody restarts it.
+async fn the_data_plane_serves_alone_and_control_comes_back(rack: &Rack) -> Result<()> {
+    let place = probe::away_from(rack, &[]).await?;
+    let mut stopped = Vec::new();
+    for server in rack.status().await?.servers {
+        for text in ["run control", "/etcd --name"] {
+            let pids = rack.processes(&server.name, text).await?;
+            ensure!(pids.len() == 1, "{} has {} processes {text:?}", server.name, pids.len());
+            stopped.extend(pids);
+        }
+    }
+    signal(&stopped, Signal::SIGSTOP)?;
+    let began = Instant::now();
+    let visitors = Visitors::stream(&place, PER_SECOND, "/rows.php");
+    // Longer than every lease and every silence that means death.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let met = visitors.leave().await;
+    signal(&stopped, Signal::SIGCONT)?;
+    met.all_served(began)?;
+    ensure!(met.served() >= 200, "only {} requests were made", met.served());
+    Ok(())
+}
+
+fn signal(pids: &[i32], signal: Signal) -> Result<()> {
+    for pid in pids {
+        kill(Pid::from_raw(*pid), signal).with_context(|| format!("cannot send {signal} to {pid}"))?;
+    }
+    Ok(())
+}
+
+async fn a_killed_instance_is_restarted_and_its_visitors_are_held(rack: &Rack) -> Result<()> {
+    let instance = rack.serving(SITE).await?.into_iter().next().context("nothing serves")?;
+    let place = probe::away_from(rack, &[]).await?;
+    let visitors = Visitors::stream(&place, PER_SECOND, STILL);
+    until("some visits", LIMIT, || async { Ok((visitors.so_far().served() > 10).then_some(())) }).await?;
+    let killed = Instant::now();
+    let pid = rack.instance_init(&instance).await?;
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    until("the instance to be restarted", LIMIT, || async {
+        let now = rack.instances(SITE).await?;
+        let again = now.iter().find(|now| now.id == instance.id).context("it was replaced, not restarted")?;
+        Ok((again.restarts > instance.restarts && again.phase == "serving").then_some(()))
+    })
+    .await?;
+    let met = visitors.leave().await;
+    // Requests that were inside when it was killed are lost if they cannot be repeated; these can.
+    met.all_served(killed)?;
+    ensure!(met.longest() < Duration::from_secs(3), "held for {:.2} s", met.longest().as_secs_f64());
+    Ok(())
+}
+
+async fn a_command_runs_inside_and_the_logs_tell_of_visits(rack: &Rack) -> Result<()> {
+    let said = rack.run(&["site", "exec", SITE, "--", "php", "-r", "echo 6 * 7;"]).await?;
+    ensure!(said == "42", "exec says {said:?}");
+    let refused = rack.refused(&["site", "exec", SITE, "--", "sh", "-c", "exit 7"]).await?;
+    ensure!(refused.code == 7, "exec ends with {refused:?}");
+    let place = probe::away_from(rack, &[]).await?;
+    Browser::new(&place).page("/still.php?for=the-log").await?;
+    until("the visit in the access log", LIMIT, || async {
+        let log = rack.run(&["site", "logs", SITE, "--access"]).await?;
+        Ok(log.contains("GET /still.php?for=the-log").then_some(()))
+    })
+    .await
+}
+
+async fn a_deploy_brings_files_and_keeps_uploads(rack: &Rack) -> Result<()> {
+    let upload = "mkdir -p uploads && echo mine > uploads/photo.txt";
+    rack.run(&["site", "exec", SITE, "--", "sh", "-c", &format!("cd /var/www/html && {upload}")]).await?;
+    let place = probe::away_from(rack, &[]).await?;
+    ensure!(
+        Browser::new(&place).page("/uploads/photo.txt").await?.trim() == "mine",
+        "the upload is not there"
+    );
+    let folder = tempfile::tempdir()?;
+    probe::write(folder.path())?;
+    fs::write(folder.path().join("news.txt"), "new\n")?;
+    let from = folder.path().to_string_lossy();
+    rack.run(&["site", "deploy", SITE, "--from", &from, "--wait"]).await?;
+    until("the new file on every holder", LIMIT, || async {
+        let page = Browser::new(&place).page("/news.txt").await?;
+        Ok((page.trim() == "new").then_some(()))
+    })
+    .await?;
+    ensure!(
+        Browser::new(&place).page("/uploads/photo.txt").await?.trim() == "mine",
+        "the upload did not stay"
+    );
+    Ok(())
+}
+
+async fn a_drained_server_is_left_by_its_instances(rack: &Rack) -> Result<()> {
+    let server = probe::one_that_serves(rack).await?;
+    let place = probe::away_from(rack, &[]).await?;
+    let visitors = Visitors::stream(&place, PER_SECOND, STILL);
+    let began = Instant::now();
+    rack.run(&["server", "drain", &server, "--wait"]).await?;
+    visitors.leave().await.all_served(began)?;
+    ensure!(rack.server(&server).await?.state == "draining", "it is not draining");
+    let elsewhere = rack.serving(SITE).await?;
+    ensure!(elsewhere.iter().any(|instance| instance.server.as_str() != server), "{elsewhere:?}");
+    rack.run(&["server", "undrain", &server]).await.map(drop)
+}
+
+async fn a_dead_edge_gives_its_address_away(rack: &Rack) -> Result<()> {
+    let vip = rack.cell().await?.vips.first().context("no VIP")?.address;
+    let holder = rack.vip_holder(vip).await?.context("nobody holds it")?;
+    let edge = rack.processes(&holder, "run edge").await?;
+    signal(&edge, Signal::SIGSTOP)?;
+    let hung = Instant::now();
+    let moved = until("another holder that answers", LIMIT, || async {
+        let mut browser = Browser::new(&probe::at(vip));
+        let page = tokio::time::timeout(Duration::from_millis(500), browser.page(STILL)).await??;
+        Ok((page == "here").then_some(()))
+    })
+    .await;
+    let took = hung.elapsed();
+    signal(&edge, Signal::SIGCONT)?;
+    moved?;
+    ensure!(took < Duration::from_secs(5), "a hung edge kept {vip} for {:.2} s", took.as_secs_f64());
+
+    rack.whole().await?;
+    let holder = rack.vip_holder(vip).await?.context("nobody holds it")?;
+    signal(&rack.processes(&holder, "run edge").await?, Signal::SIGKILL)?;
+    let killed = Instant::now();
+    until("an answer again", LIMIT, || async { Browser::new(&probe::at(vip)).page(STILL).await.map(Some) })
+        .await?;
+    let took = killed.elapsed();
+    ensure!(took < Duration::from_secs(2), "nobody answered on {vip} for {:.2} s", took.as_secs_f64());
+    Ok(())
+}
+
+async fn the_store_moves_while_the_site_serves(rack: &Rack) -> Result<()> {
+    let place = probe::away_from(rack, &[]).await?;
+    let visitors = Visitors::stream(&place, PER_SECOND, "/rows.php");
+    let began = Instant::now();
+    for kind in ["embedded", "etcd"] {
+        rack.run(&["store", "migrate", "--to", kind]).await?;
+        until("the store to have moved", LIMIT, || async {
+            let cell = rack.cell().await?;
+            Ok((cell.store == kind && cell.converged).then_some(()))
+        })
+        .await?;
+        ensure!(rack.site(SITE).await?.state == "running", "the site does not run on {kind}");
+    }
+    visitors.leave().await.all_served(began)
+}
+
+async fn a_frozen_server_is_replaced_and_returns(rack: &Rack) -> Result<()> {
+    a_silent_server_is_replaced_and_returns(rack, "freeze").await
+}
+
+async fn a_cut_server_is_replaced_and_returns(rack: &Rack) -> Result<()> {
+    a_silent_server_is_replaced_and_returns(rack, "cut").await
+}
+
+async fn a_silent_server_is_replaced_and_returns(rack: &Rack, fault: &str) -> Result<()> {
+    let server = probe::one_that_serves(rack).await?;
+    rack.dev(fault, &[&server]).await?;
+    until("the server to be dead and its instance elsewhere", LIMIT, || async {
+        let dead = rack.server(&server).await?.state == "dead";
+        let serving = rack.serving(SITE).await?;
+        Ok((dead && serving.iter().any(|instance| instance.server.as_str() != server)).then_some(()))
+    })
+    .await?;
+    let place = probe::away_from(rack, &[&server]).await?;
+    until("an answer", LIMIT, || async { Browser::new(&place).page(STILL).await.map(Some) }).await?;
+    rack.dev("heal", &[&server]).await?;
+    rack.whole().await?;
+    // What it ran while nobody could tell it to stop is gone.
+    until("one instance, known to all", LIMIT, || async {
+        Ok((rack.instances(SITE).await?.len() == 1).then_some(()))
+    })
+    .await
+}
+
+async fn bad_tokens_are_refused(rack: &Rack) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Token {
+        token: String,
+    }
+    let token: Token = rack.ask(&["server", "token"]).await?;
+    let first = rack.status().await?.servers.into_iter().next().context("no server")?;
+    let join = |token: String, name: &'static str| {
+        let kopek = rack.kopek().to_string_lossy().into_owned();
+        let address = first.address.to_string();
+        async move {
+            // Into folders of its own: the server is one already.
+            let config = format!(
+                "mkdir -p /tmp/joins && mount --bind $(mktemp -d) /etc/kopek && \
+                 {kopek} server join {address} --token {token} --name {name} --address 10.74.250.9 --interface eth0"
+            );
+            rack.exec("s2", &["unshare", "-m", "sh", "-c", &config]).await
+        }
+    };
+    join(token.token.clone(), "s9").await.context("a good token")?;
+    for (bad, why) in [(token.token.clone(), "spent"), (format!("{}x", token.token), "wrong")] {
+        let Err(refusal) = join(bad, "s8").await else {
+            bail!("a {why} token was taken");
+        };
+        let refusal = format!("{refusal:#}");
+        ensure!(refusal.contains("token"), "a {why} token is refused with {refusal:?}");
+    }
+    rack.run(&["server", "remove", "s9"]).await.map(drop)
+}
+
+async fn a_deleted_site_is_gone_with_its_database(rack: &Rack) -> Result<()> {
+    let place = probe::away_from(rack, &[]).await?;
+    let refused = rack.refused(&["site", "delete", SITE, "--confirm", "other"]).await?;
+    ensure!(refused.code == 2, "{refused:?}");
+    rack.run(&["site", "delete", SITE, "--confirm", SITE]).await?;
+    let refused = rack.refused(&["site", "show", SITE]).await?;
+    ensure!(refused.code == 2 && refused.message.contains(SITE), "{refused:?}");
+    until("every trace to be gone", LIMIT, || async {
+        let status = Browser::new(&place).get(STILL).await?.status;
+        let ask =
+            ["mariadb", "-S", "/run/kopek/mariadb/mariadbd.sock", "-BNe", "SHOW DATABASES LIKE 'probe'"];
+        let databases = rack.exec("s1", &ask).await?;
+        Ok((status != 200 && databases.trim().is_empty()).then_some(()))
+    })
+    .await
+}
