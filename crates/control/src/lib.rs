@@ -114,7 +114,14 @@ async fn lead(
         editing: Mutex::new(()),
         events: AtomicU64::new(0),
     });
-    to_office.send_replace(Some(Arc::clone(&active)));
+    // The API answers from the view: there must be one first.
+    let open_office = async {
+        let mut view = active.view.clone();
+        if view.changed().await.is_ok() {
+            to_office.send_replace(Some(Arc::clone(&active)));
+        }
+        std::future::pending::<()>().await
+    };
     let work = async {
         loop {
             let Err(error) = reconcile(&active, &to_view).await;
@@ -125,6 +132,7 @@ async fn lead(
     tokio::select! {
         () = leadership.lost() => {}
         () = work => {}
+        () = open_office => {}
     }
 }
 

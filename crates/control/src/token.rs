@@ -19,6 +19,12 @@ pub struct Issued {
     pub expires: Moment,
 }
 
+impl Issued {
+    pub fn has_expired(&self, now: Moment) -> bool {
+        self.expires <= now
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("this is not a join token; get one with `kopek server token` on a server of the cell")]
 pub struct NotAToken;
@@ -58,6 +64,12 @@ mod tests {
         let token = Token::new(Digest::parse(&"ab".repeat(32)).unwrap());
         assert_eq!(Token::parse(&token.to_string()).unwrap(), token);
         assert!(!token.key().contains(&token.secret));
+    }
+
+    #[test]
+    fn a_token_expires_at_its_hour() {
+        let issued = Issued { expires: Moment(1_000) };
+        assert_eq!([999, 1_000].map(|now| issued.has_expired(Moment(now))), [false, true]);
     }
 
     #[test]

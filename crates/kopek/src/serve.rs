@@ -32,6 +32,8 @@ pub fn serve(service: Service, config: &Path) -> Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     open_many_files().context("cannot raise the limit of open files")?;
     let config = ServerConfig::read(config)?;
+    let name = service.to_possible_value().expect("no service is hidden");
+    crate::cli::require_root(&format!("kopek run {}", name.get_name()))?;
     let dirs = config.dirs.clone();
     std::fs::create_dir_all(&dirs.run).with_context(|| format!("cannot make {}", dirs.run.display()))?;
     let identity = Identity::load(&dirs.etc)?;

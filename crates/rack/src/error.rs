@@ -18,9 +18,11 @@ pub enum RackError {
     ProgramMissing { program: &'static str, package: &'static str },
     #[error("this kernel lacks {what}: use Linux 5.14 or newer with {what}")]
     KernelLacks { what: &'static str },
-    #[error("{dir} has {free} free, {servers} servers need {needs}: free some, or choose another --dir")]
+    #[error("{dir} has {free} free, a rack of {servers} needs {needs}: free some, or choose another --dir")]
     DiskTooSmall { dir: PathBuf, servers: usize, needs: Bytes, free: Bytes },
-    #[error("{free} of memory is free, {servers} servers need {needs}: start fewer with --servers")]
+    #[error(
+        "{free} of memory is free, a rack of {servers} needs {needs}: end other programs, or start fewer with --servers"
+    )]
     MemoryTooSmall { servers: usize, needs: Bytes, free: Bytes },
     #[error("{address} is in use: end the program that listens there, or choose another port")]
     PortInUse { address: SocketAddr },

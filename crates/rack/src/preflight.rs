@@ -8,7 +8,8 @@ use kopek_core::units::Bytes;
 
 use crate::cgroup;
 use crate::error::{Doing, RackError};
-use crate::names::SERVERS_MAX;
+use crate::names::{Names, SERVERS_MAX};
+use crate::rack::refuse_used;
 
 /// Image, packed image, a pool member's data and a site: about 1.2 GiB in use on a fresh server.
 const DISK_PER_SERVER: Bytes = Bytes::mib(2048);
@@ -24,7 +25,7 @@ const PROGRAMS: [(&str, &str); 5] = [
     ("nsenter", "util-linux"),
 ];
 
-/// Checks root, programs, kernel, disk below `dir`, memory, and that `listen` is free.
+/// Checks root, that `dir` is free, programs, kernel, disk below `dir`, memory, and that `listen` is free.
 pub fn preflight(dir: &Path, servers: usize, listen: Option<SocketAddr>) -> Result<(), RackError> {
     if !(1..=SERVERS_MAX).contains(&servers) {
         return Err(RackError::ServerCount { wanted: servers, max: SERVERS_MAX });
@@ -32,11 +33,20 @@ pub fn preflight(dir: &Path, servers: usize, listen: Option<SocketAddr>) -> Resu
     if !rustix::process::geteuid().is_root() {
         return Err(RackError::NotRoot);
     }
+    check_unused(dir)?;
     check_programs()?;
     check_kernel()?;
     check_disk(dir, servers)?;
     check_memory(servers)?;
     listen.map_or(Ok(()), check_port)
+}
+
+/// Looked at again under the rack's lock when it is made.
+fn check_unused(dir: &Path) -> Result<(), RackError> {
+    match dir.canonicalize() {
+        Ok(dir) => refuse_used(&Names::of(&dir)),
+        Err(_) => Ok(()),
+    }
 }
 
 fn check_programs() -> Result<(), RackError> {

@@ -184,7 +184,7 @@ impl Rack {
 }
 
 /// A folder that is someone else's, or already a rack.
-fn refuse_used(names: &Names) -> Result<(), RackError> {
+pub(crate) fn refuse_used(names: &Names) -> Result<(), RackError> {
     let dir = names.dir.clone();
     if names.record().exists() {
         return Err(RackError::AlreadyARack { dir });

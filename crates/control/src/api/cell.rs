@@ -110,16 +110,18 @@ pub async fn events(
 
 /// Moves the cell's state to the other kind of store. Answers when it is there.
 pub async fn migrate(Acting(active): Acting, Json(wanted): Json<MigrateStore>) -> Result<Json<()>, Refused> {
-    let _editing = active.editing.lock().await;
-    match wanted.to.as_str() {
-        "etcd" => store_move::to_etcd(&active).await,
-        "embedded" => store_move::to_embedded(&active).await,
-        other => {
-            return Err(Refused::unusable(format!(
-                "there is no store {other:?}; use `--to etcd` or `--to embedded`"
-            )));
+    // A task of its own: a move that has begun is finished, also when the one who asked has gone.
+    let moving = tokio::spawn(async move {
+        let _editing = active.editing.lock().await;
+        match wanted.to.as_str() {
+            "etcd" => store_move::to_etcd(&active).await.map_err(Refused::conflict),
+            "embedded" => store_move::to_embedded(&active).await.map_err(Refused::conflict),
+            other => {
+                let error = format!("there is no store {other:?}; use `--to etcd` or `--to embedded`");
+                Err(Refused::unusable(error))
+            }
         }
-    }
-    .map_err(Refused::conflict)?;
+    });
+    moving.await.map_err(Refused::unavailable)??;
     Ok(Json(()))
 }

@@ -166,7 +166,7 @@ pub async fn join(Acting(active): Acting, Json(join): Json<Join>) -> Result<Json
         );
     };
     let issued: Issued = serde_json::from_slice(&entry.value).map_err(Refused::unusable)?;
-    if issued.expires < active.now() {
+    if issued.has_expired(active.now()) {
         return refuse("this join token has expired; get a new one with `kopek server token`".into());
     }
     let view = active.view();

@@ -137,7 +137,12 @@ pub async fn create(
     let compares =
         [&keys::site(name), &keys::preparing(name), keys::SITE_NUMBER].map(|key| state.unchanged(key));
     committed(active.commit(compares.to_vec(), ops).await?)?;
-    Ok(Json(site_view(&view, &site)))
+    let mut shown = site_view(&active.view(), &site);
+    if wanted.has_dump {
+        // The word on which the command line sends the dump.
+        "preparing".clone_into(&mut shown.state);
+    }
+    Ok(Json(shown))
 }
 
 /// `PUT /sites/NAME/dump`: the SQL dump of a site that is being prepared. If it has an error the site is

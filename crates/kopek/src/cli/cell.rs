@@ -46,6 +46,11 @@ impl Cell {
                 folder.display()
             );
         }
+        let key = folder.join("server.key");
+        if std::fs::File::open(&key).is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+        {
+            bail!("{} is not yours to read; run the command with sudo, or give --cell FOLDER", key.display());
+        }
         let identity = Identity::load(&folder)?;
         let file = folder.join("controls.json");
         let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;

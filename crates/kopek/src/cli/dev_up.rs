@@ -12,6 +12,7 @@ use kopek_rack::{Rack, RackOptions, RackStatus, ServerStatus, Service, ServiceOr
 
 use super::cell::Cell;
 use super::dev::Up;
+use super::doctor;
 use super::image::{self, CACHE};
 
 const SERVICES: [&str; 5] = ["agent", "files", "sql", "edge", "control"];
@@ -25,6 +26,7 @@ pub async fn up(up: &Up) -> Result<Rack> {
     let dir = &up.place.dir;
     let listen = (up.listen.port() != 0).then_some(up.listen);
     preflight(dir, up.servers, listen)?;
+    doctor::require_programs()?;
     let mut steps = Steps::new();
     let mut images = Vec::new();
     for name in &up.images {
@@ -85,8 +87,11 @@ async fn furnish(
     .await?;
     steps.done("every server has the images");
     until(&cell, "/pools", "the database pool", |pools: Vec<PoolView>| {
-        pools.iter().all(|pool| pool.members.iter().all(|member| member.state == "synced"))
-            && pools.iter().all(|pool| pool.members.len() >= up.servers.min(3) || up.servers < 3)
+        let whole = if up.servers < 3 { 1 } else { 3 };
+        let is_whole = |pool: &PoolView| {
+            pool.members.len() >= whole && pool.members.iter().all(|member| member.state == "synced")
+        };
+        !pools.is_empty() && pools.iter().all(is_whole)
     })
     .await?;
     steps.done("the database pool is in service");

@@ -80,13 +80,25 @@ pub async fn doctor(global: &Global) -> Result<()> {
 }
 
 fn program(name: &str, package: &str) -> Finding {
-    let found =
-        PATHS.iter().map(|path| format!("{path}/{name}")).find(|path| std::path::Path::new(path).exists());
+    let found = located(name);
     Finding {
         subject: name.to_owned(),
         well: found.is_some(),
         say: found.unwrap_or_else(|| format!("missing; apt-get install {package}")),
     }
+}
+
+/// Refuses a machine that cannot be a server, before anything is made on it.
+pub fn require_programs() -> Result<()> {
+    match PROGRAMS.iter().find(|(name, _)| located(name).is_none()) {
+        Some((name, package)) => bail!("{name} is missing; apt-get install {package}"),
+        None => Ok(()),
+    }
+}
+
+fn located(name: &str) -> Option<String> {
+    // A file: what is there may also be a folder, or nothing but a mount point.
+    PATHS.iter().map(|path| format!("{path}/{name}")).find(|path| std::path::Path::new(path).is_file())
 }
 
 fn kernel(subject: &str, path: &str) -> Finding {

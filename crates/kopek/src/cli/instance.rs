@@ -34,8 +34,10 @@ pub enum VipCommand {
 
 pub async fn instance(global: &Global, command: InstanceCommand) -> Result<()> {
     let InstanceCommand::Ls { site } = command;
-    let mut instances: Vec<InstanceView> = global.cell()?.get("/instances").await?;
+    let cell = global.cell()?;
+    let mut instances: Vec<InstanceView> = cell.get("/instances").await?;
     if let Some(site) = site {
+        super::site::find(&cell, &site).await?;
         instances.retain(|instance| instance.site == site);
     }
     global.format().list(&instances, INSTANCE_HEAD, instance_row)

@@ -10,6 +10,7 @@ mod instance;
 mod output;
 mod server;
 mod site;
+mod site_check;
 mod site_config;
 mod watch;
 
@@ -138,7 +139,15 @@ impl Fault {
 }
 
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && error.kind() != HELP_INSTEAD => {
+            eprintln!("kopek: {}", usage_line(&error.to_string()));
+            return ExitCode::from(2);
+        }
+        // What was asked for on stdout, or help because nothing was.
+        Err(help) => help.exit(),
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -147,8 +156,7 @@ pub fn main() -> ExitCode {
                 return ExitCode::from(*code);
             }
             if !is_closed_pipe(&error) {
-                // One line: what is wrong, then why.
-                eprintln!("kopek: {error:#}");
+                eprintln!("kopek: {}", one_line(&error));
             }
             match fault {
                 Some(Fault::Usage(_)) => ExitCode::from(2),
@@ -157,6 +165,31 @@ pub fn main() -> ExitCode {
             }
         }
     }
+}
+
+const HELP_INSTEAD: clap::error::ErrorKind = clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
+/// What clap says over several lines, without its usage.
+fn usage_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let said: Vec<&str> = lines
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .map(|line| line.trim_start_matches("error: "))
+        .collect();
+    format!("{}; --help tells more", said.join(" "))
+}
+
+/// What is wrong, then why. A cause that the message before it tells already is left out.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.replace('\n', " ")
 }
 
 /// `kopek events | head` is no failure worth a message.
@@ -199,4 +232,31 @@ pub fn require_root(command: &str) -> Result<(), Fault> {
         return Ok(());
     }
     Err(Fault::Usage(format!("{command} needs root; run it with sudo")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        let parse = |words: &[&str]| usage_line(&Cli::try_parse_from(words).err().unwrap().to_string());
+        assert_eq!(
+            parse(&["kopek", "site", "create", "blog"]),
+            "the following required arguments were not provided: --domain <DOMAINS> --from <DIR|ARCHIVE>; --help tells more"
+        );
+        let unknown = parse(&["kopek", "site", "ls", "--jsn"]);
+        assert!(unknown.contains("'--jsn'") && unknown.contains("'--json'"), "{unknown}");
+        assert!(!unknown.contains('\n'));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || std::io::Error::other("the disk is gone");
+        let twice = Err::<(), _>(cause()).context("cannot read x: the disk is gone; mend it").unwrap_err();
+        assert_eq!(one_line(&twice), "cannot read x: the disk is gone; mend it");
+        let once = Err::<(), _>(cause()).context("cannot read x").unwrap_err();
+        assert_eq!(one_line(&once), "cannot read x: the disk is gone");
+    }
 }

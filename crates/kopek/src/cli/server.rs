@@ -199,6 +199,7 @@ pub async fn server(global: &Global, command: ServerCommand) -> Result<()> {
         }
         ServerCommand::Join(join) => {
             super::require_root("kopek server join")?;
+            super::doctor::require_programs()?;
             let address = join.url.as_deref().map(control_address).transpose()?;
             join.machine.make_folders()?;
             let config = join.machine.config();
@@ -230,6 +231,7 @@ pub async fn cell(global: &Global, command: CellCommand) -> Result<()> {
     match command {
         CellCommand::Init { cell_name, vips, machine } => {
             super::require_root("kopek cell init")?;
+            super::doctor::require_programs()?;
             machine.make_folders()?;
             let settings =
                 CellSettings { name: cell_name, vips: vips.into_iter().collect(), ..CellSettings::default() };

@@ -25,8 +25,8 @@ use super::cell::{Cell, for_each_piece};
 use super::image::upload;
 use super::instance::{INSTANCE_HEAD, instance_row};
 use super::output::{bytes_bar, names, spinner, table};
-use super::site_config;
 use super::{Fault, Global, Waiting};
+use super::{site_check, site_config};
 
 #[derive(Subcommand)]
 pub enum SiteCommand {
@@ -172,7 +172,9 @@ pub async fn site(global: &Global, command: SiteCommand) -> Result<()> {
 
 async fn create(global: &Global, create: Create) -> Result<()> {
     let cell = global.cell()?;
+    site_check::check_names(&cell, &create.name, &create.domains, &create.image).await?;
     let packed = pack(&create.source)?;
+    site_check::check_room(&cell, &create.name, packed.tree.bytes, packed.size()?).await?;
     let found = site_config::database_in(packed.file.path())?;
     let database = database(&create, found)?;
     if let Some(database) = &database {
@@ -210,7 +212,8 @@ async fn create(global: &Global, create: Create) -> Result<()> {
         has_dump: dump.is_some(),
     };
     let mut site: SiteView = cell.post("/sites", &request).await?;
-    if let Some(dump) = dump.filter(|_| site.state == "preparing" || site.max == 0) {
+    // One that was created before, with its dump, is not filled again.
+    if let Some(dump) = dump.filter(|_| site.state == "preparing") {
         send_dump(&cell, &create.name, &dump).await?;
         site = find(&cell, &create.name).await?;
     }
@@ -231,6 +234,12 @@ async fn create(global: &Global, create: Create) -> Result<()> {
 struct PackedFile {
     file: tempfile::NamedTempFile,
     tree: Packed,
+}
+
+impl PackedFile {
+    fn size(&self) -> Result<Bytes> {
+        Ok(Bytes(self.file.as_file().metadata()?.len()))
+    }
 }
 
 fn pack(source: &SourceArgs) -> Result<PackedFile> {
@@ -300,6 +309,7 @@ async fn deploy(global: &Global, name: &SiteName, source: &SourceArgs, waiting: 
     let cell = global.cell()?;
     find(&cell, name).await?;
     let packed = pack(source)?;
+    site_check::check_room(&cell, name, packed.tree.bytes, packed.size()?).await?;
     if waiting.dry_run {
         println!("would deploy {} files, {} to {name}", packed.tree.files, packed.tree.bytes);
         return Ok(());
@@ -416,14 +426,19 @@ async fn delete(cell: &Cell, name: &SiteName, confirm: Option<SiteName>) -> Resu
     let confirmed = match confirm {
         Some(given) => given == *name,
         None => {
-            eprint!("This removes the files and the database of {name} for good. Type its name to go on: ");
+            if std::io::stdin().is_terminal() {
+                eprint!(
+                    "This removes the files and the database of {name} for good. Type its name to go on: "
+                );
+            }
             let mut line = String::new();
             std::io::stdin().read_line(&mut line)?;
             line.trim() == name.as_str()
         }
     };
     if !confirmed {
-        return Err(Fault::Usage(format!("site {name} was not deleted: its name was not confirmed")).into());
+        let error = format!("site {name} was not deleted: its name was not confirmed; give --confirm {name}");
+        return Err(Fault::Usage(error).into());
     }
     let spinner = spinner(format!("deleting {name}"));
     let deleted = cell.delete(&format!("/sites/{name}")).await;
@@ -431,7 +446,7 @@ async fn delete(cell: &Cell, name: &SiteName, confirm: Option<SiteName>) -> Resu
     deleted
 }
 
-async fn find(cell: &Cell, name: &SiteName) -> Result<SiteView> {
+pub async fn find(cell: &Cell, name: &SiteName) -> Result<SiteView> {
     let sites: Vec<SiteView> = cell.get("/sites").await?;
     let found = sites.into_iter().find(|site| site.name == *name);
     Ok(found.ok_or_else(|| Fault::unknown("site", name))?)

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufRea
 use tokio::net::{TcpSocket, UnixListener, UnixStream};
 
 use super::CLIENT_PORT;
+use super::databases::DatabaseError;
 use super::home::Home;
 use crate::daemon::{Account, DaemonError, clean_command, located};
 
@@ -29,6 +30,8 @@ pub enum DumpError {
     Statement { line: u64, message: String },
     #[error("the mariadb client failed: {message}")]
     Client { message: String },
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     #[error(transparent)]
     Program(#[from] DaemonError),
     #[error("cannot read the dump {path}")]

@@ -89,9 +89,12 @@ impl Member {
         self.home.socket()
     }
 
-    /// Executes a site's SQL dump with the site's own rights. The member must be synced and have the site's
-    /// database. Statements before the one that failed stay done: drop the database to repeat.
+    /// Executes a site's SQL dump with the site's own rights, in an empty database: what was in it is gone. The
+    /// member must be synced and have the site's database and account. Statements before one that failed stay
+    /// done until the dump is read again.
     pub async fn import_dump(&self, database: &AssignedDatabase, file: &Path) -> Result<(), DumpError> {
+        let mut client = client::Client::connect(&self.home.socket()).await.map_err(DatabaseError::from)?;
+        databases::empty(&mut client, database).await?;
         dump::import_dump(&self.home, database, file).await
     }
 
