@@ -3,6 +3,7 @@
 //! Called by the command line, on the server itself.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use kopek_link::discovery::{self, DiscoveryError};
 use kopek_link::http::{Api, ApiError};
 use kopek_link::identity::{Identity, IdentityError};
 use kopek_store::location::location_file;
-use kopek_store::{Compare, Embedded, Location, Store, StoreError};
+use kopek_store::{Commit, Compare, Embedded, Location, Store, StoreError};
 
 use crate::active::now;
 use crate::api::servers::StoredAuthority;
@@ -35,6 +36,8 @@ pub enum FoundingError {
         "{0} exists: this server belongs to a cell already; `kopek server remove` it there, then remove that folder"
     )]
     Taken(PathBuf),
+    #[error("{0} holds a cell that was never finished; remove that file and repeat the command")]
+    HalfFounded(PathBuf),
     #[error("cannot write {path}: {source}")]
     Unwritable { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
@@ -75,8 +78,15 @@ pub async fn found(config: &ServerConfig, config_file: &Path, cell: Cell) -> Res
         put(keys::AUTHORITY.to_owned(), &stored),
         put(keys::server(&config.name), &server),
     ];
-    let store = Embedded::open(&embedded_file(&config.dirs))?;
-    store.commit(vec![Compare::Absent { key: keys::CELL.to_owned() }], ops).await?;
+    let file = embedded_file(&config.dirs);
+    let store = Embedded::open(&file)?;
+    // It holds the CA's key.
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))
+        .map_err(|source| FoundingError::Unwritable { path: file.clone(), source })?;
+    let commit = store.commit(vec![Compare::Absent { key: keys::CELL.to_owned() }], ops).await?;
+    if commit == Commit::Conflict {
+        return Err(FoundingError::HalfFounded(file));
+    }
     drop(store);
     issue_admin(&authority, &config.dirs.etc.join("admin"), &[config.address])?;
     let location = Location::Embedded {

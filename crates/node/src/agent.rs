@@ -17,9 +17,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kopek_core::ServerId;
-use kopek_core::assignment::{AssignedVip, Assignment};
+use kopek_core::assignment::{AssignedMember, AssignedVip, Assignment, Start};
 use kopek_core::config::{AGENT_PORT, Dirs, ServerConfig};
-use kopek_core::converge::{self, converge};
+use kopek_core::converge::{self, HostAction, converge};
 use kopek_core::observed::{Health, MemberState, Report, SeenMember};
 use kopek_core::part::FilesReport;
 use kopek_instance::network::NetworkError;
@@ -43,6 +43,8 @@ use crate::{edge_health, hand_out, log_rotation, machine, reporting, store_membe
 
 /// Loads are averages over samples this far apart, as in the kernel's own habit of seconds.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
+/// The store answers in milliseconds when it is there; without it the server goes on with what it knew.
+const CONFIRMATION_LIMIT: Duration = Duration::from_secs(5);
 /// VIPs move by keepalived's own doing; this is only how soon it shows.
 const LOOK_AT_VIPS_EVERY: Duration = Duration::from_millis(500);
 
@@ -109,7 +111,7 @@ pub async fn run(
     tokio::spawn(async move { serve_https(&serving, listener, Clients::Members, router).await });
     info!(server = %config.name, %address, "agent runs");
     let boot = machine::boot_id(&config.dirs);
-    Agent { config, boot, feed, parts, instances, member, edge, held, to_vips, to_report }.work(words).await
+    Agent { since: std::time::Instant::now(), config, boot, feed, parts, instances, member, edge, held, to_vips, to_report }.work(words).await
 }
 
 fn parts_folder(dirs: &Dirs) -> PathBuf {
@@ -117,13 +119,14 @@ fn parts_folder(dirs: &Dirs) -> PathBuf {
 }
 
 struct Agent {
+    since: std::time::Instant,
     config: ServerConfig,
     boot: String,
     feed: Feed,
     parts: Parts,
     instances: Arc<Mutex<Instances>>,
     member: Arc<Member>,
-    edge: watch::Receiver<Health>,
+    edge: watch::Receiver<Option<Health>>,
     held: watch::Receiver<Vec<IpAddr>>,
     /// Nothing before the first assignment: what keepalived announces then stays.
     to_vips: watch::Sender<Option<Vec<AssignedVip>>>,
@@ -159,7 +162,9 @@ impl Agent {
     /// member, so that the others go on.
     fn evict_newly_dead(&self, known: &mut BTreeSet<ServerId>) {
         let assignment = self.feed.assignment.borrow();
-        let dead = assignment.as_ref().map(dead_members).unwrap_or_default();
+        // Only by the store's own word: on disk a server may be dead that has long returned.
+        let fresh = assignment.as_ref().filter(|assignment| self.is_confirmed(assignment));
+        let dead = fresh.map(dead_members).unwrap_or_default();
         for server in dead.difference(known) {
             let (member, server) = (Arc::clone(&self.member), server.clone());
             tokio::spawn(async move {
@@ -176,7 +181,7 @@ impl Agent {
     /// Does what follows from all that is known now, hands out the parts, and reports.
     fn settle(&self, files: &FilesReport, member: Option<SeenMember>) {
         let assignment = self.feed.assignment.borrow().clone();
-        let routes: Routes = self.feed.routes.borrow().clone();
+        let routes: Option<Routes> = self.feed.routes.borrow().clone();
         let mut instances = self.instances();
         if let Some(assignment) = &assignment {
             let running = converge::Running {
@@ -184,20 +189,31 @@ impl Agent {
                 images: files.images.iter().cloned().collect(),
                 volumes: files.volumes.iter().map(|(site, seen)| (site.clone(), seen.volume())).collect(),
             };
+            // After a boot the store's word is awaited for a moment: what is on disk may run elsewhere by now.
+            let may_start = self.is_confirmed(assignment) || self.since.elapsed() > CONFIRMATION_LIMIT;
             for action in converge(assignment, &running, now()) {
-                instances.act(action);
+                if may_start || !matches!(action, HostAction::Create { .. }) {
+                    instances.act(action);
+                }
             }
         }
         let me = &self.config.name;
         let assigned = assignment.as_ref();
-        self.parts.publish(hand_out::edge_part(me, &routes));
+        // Without a word from the store, not even an old one, what the others know is better than nothing.
+        if let Some(assignment) = assigned {
+            self.member.apply(self.member_orders(assignment));
+        }
+        if let Some(routes) = &routes {
+            self.parts.publish(hand_out::edge_part(me, routes));
+        }
         let confirmed = *self.feed.confirmed.borrow();
         let gates = instances.gates();
         self.parts.publish(hand_out::files_part(me, assigned, confirmed, instances.images(), gates));
         let synced = member.as_ref().filter(|member| member.state == MemberState::Synced);
         let address = synced.map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, mariadb::CLIENT_PORT)));
-        self.parts.publish(hand_out::sql_part(me, assigned, &routes, instances.listeners(), address));
-        self.member.apply(assigned.and_then(|assignment| assignment.member.clone()));
+        if let Some(routes) = &routes {
+            self.parts.publish(hand_out::sql_part(me, assigned, routes, instances.listeners(), address));
+        }
         self.to_vips.send_if_modified(|vips| {
             let next = assigned.map(|assignment| assignment.vips.clone());
             let changed = next.is_some() && *vips != next;
@@ -212,6 +228,20 @@ impl Agent {
             *last = Some(report);
             changed
         });
+    }
+
+    /// Whether the store itself has said this to the agent that runs now.
+    fn is_confirmed(&self, assignment: &Assignment) -> bool {
+        *self.feed.confirmed.borrow() == Some(assignment.generation)
+    }
+
+    /// An order to start a group is followed only when it is fresh: a second group would part the data.
+    fn member_orders(&self, assignment: &Assignment) -> Option<AssignedMember> {
+        let mut member = assignment.member.clone()?;
+        if member.start == Start::Bootstrap && !self.is_confirmed(assignment) {
+            member.start = Start::Hold;
+        }
+        Some(member)
     }
 
     fn report(
@@ -230,7 +260,7 @@ impl Agent {
             images: files.images.clone(),
             volumes: files.volumes.clone(),
             member,
-            edge: *self.edge.borrow(),
+            edge: self.edge.borrow().unwrap_or(Health::Ill),
             vips: vips.into_iter().collect(),
             disk_free: machine::disk_free(&self.config.dirs.state),
             memory_free: machine::memory_free(),
@@ -265,7 +295,7 @@ fn keep_vips(
     config: ServerConfig,
     mut keepalived: Keepalived,
     mut vips: watch::Receiver<Option<Vec<AssignedVip>>>,
-    mut edge: watch::Receiver<Health>,
+    mut edge: watch::Receiver<Option<Health>>,
 ) -> watch::Receiver<Vec<IpAddr>> {
     let (to_held, held) = watch::channel(Vec::new());
     tokio::spawn(async move {
@@ -273,7 +303,7 @@ fn keep_vips(
         let mut open = Vec::new();
         loop {
             let (wanted, health) = (vips.borrow_and_update().clone(), *edge.borrow_and_update());
-            if let Some(wanted) = wanted {
+            if let (Some(wanted), Some(health)) = (wanted, health) {
                 let addresses: Vec<IpAddr> = wanted.iter().map(|vip| vip.address).collect();
                 if open != addresses {
                     match machine::guard_instances(&config, &addresses) {

@@ -127,9 +127,17 @@ async fn exec(
         };
         let out = forward(stdout, ExecLine::Out, &lines);
         let err = forward(stderr, ExecLine::Err, &lines);
-        tokio::join!(feed, out, err);
-        let code = child.wait().await.ok().and_then(|status| status.code()).unwrap_or(1);
-        let _ = lines.send(ExecLine::Exit(code)).await;
+        let finished = async {
+            tokio::join!(feed, out, err);
+            child.wait().await.ok().and_then(|status| status.code()).unwrap_or(1)
+        };
+        tokio::select! {
+            code = finished => {
+                let _ = lines.send(ExecLine::Exit(code)).await;
+            }
+            // Nobody listens any more: dropping the child kills the command.
+            () = lines.closed() => {}
+        }
     });
     let stream = futures::stream::poll_fn(move |context| inbox.poll_recv(context));
     let body = stream.map(|line| {

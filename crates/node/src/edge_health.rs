@@ -15,15 +15,23 @@ const EVERY: Duration = Duration::from_millis(100);
 /// A loaded edge answers in milliseconds; one that hangs must not keep its address for long.
 const LIMIT: Duration = Duration::from_secs(1);
 
-pub fn watch_edge(socket: PathBuf) -> watch::Receiver<Health> {
-    let (to, health) = watch::channel(Health::Ill);
+/// One look can miss while an edge is being replaced; an address should not move for that.
+const MISSES: u32 = 2;
+
+/// Nothing before the first answer, or the first second without one.
+pub fn watch_edge(socket: PathBuf) -> watch::Receiver<Option<Health>> {
+    let (to, health) = watch::channel(None);
     tokio::spawn(async move {
+        let mut misses = 0;
         while !to.is_closed() {
             let now = match timeout(LIMIT, ask(&socket)).await {
                 Ok(Ok(())) => Health::Well,
                 _ => Health::Ill,
             };
-            to.send_if_modified(|health| std::mem::replace(health, now) != now);
+            misses = if now == Health::Ill { misses + 1 } else { 0 };
+            if misses == 0 || misses >= MISSES {
+                to.send_if_modified(|health| health.replace(now) != Some(now));
+            }
             sleep(EVERY).await;
         }
     });

@@ -2,13 +2,13 @@
 //! leads. The last good copy is on disk, so that a server which boots while the store is away goes on with
 //! what it knew. A stale generation changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use kopek_core::assignment::{Assignment, StoredRoute};
-use kopek_core::desired::StoreMembers;
+use kopek_core::desired::{Standing, StoreMembers};
 use kopek_core::part::Route;
 use kopek_core::{ServerId, SiteName, keys};
 use kopek_store::{Change, Entry, Store, StoreError, WatchError};
@@ -28,12 +28,13 @@ pub struct Feed {
     /// Generation of the assignment that the store has told since this process began: what comes from the
     /// disk may be older than what was already carried out.
     pub confirmed: watch::Receiver<Option<u64>>,
-    pub routes: watch::Receiver<Routes>,
+    /// Nothing before the first word, of the store or of the disk.
+    pub routes: watch::Receiver<Option<Routes>>,
 }
 
 /// Who kept the store when this server last heard of it.
-pub fn remembered_store_members(folder: &Path) -> StoreMembers {
-    recall(folder, STORE_MEMBERS_FILE).unwrap_or_default()
+pub fn remembered_store_members(folder: &Path) -> Option<StoreMembers> {
+    recall(folder, STORE_MEMBERS_FILE)
 }
 
 const STORE_MEMBERS_FILE: &str = "store-members.json";
@@ -43,20 +44,34 @@ pub fn follow(
     store: Arc<dyn Store>,
     me: &ServerId,
     folder: &Path,
-    to_members: watch::Sender<StoreMembers>,
+    to_members: watch::Sender<Option<StoreMembers>>,
 ) -> Feed {
     let (to_assignment, assignment) = watch::channel(recall(folder, "assignment.json"));
     let file = folder.join("assignment.json");
     let (to_confirmed, confirmed) = watch::channel(None);
+    let nothing = nothing_for(me);
+    let mut heard = false;
     tokio::spawn(mirror(Arc::clone(&store), keys::assignment(me), move |entries| {
-        let Some(next) = entries.values().next().and_then(parse::<Assignment>) else { return };
+        let next = match entries.values().next() {
+            Some(entry) => parse::<Assignment>(entry),
+            // A server that was removed, or has only just joined.
+            None => Some(nothing.clone()),
+        };
+        let Some(next) = next else { return };
+        // The store's first word counts more than the disk's, whatever its number.
+        let first = !std::mem::replace(&mut heard, true);
+        to_assignment.send_if_modified(|current| {
+            if first || next.generation == 0 {
+                let changed = current.as_ref() != Some(&next);
+                *current = Some(next.clone());
+                return changed;
+            }
+            take_newer(current, next.clone())
+        });
         to_confirmed.send_replace(Some(next.generation));
-        to_assignment.send_if_modified(|current| take_newer(current, next));
-        if let Some(assignment) = &*to_assignment.borrow() {
-            remember(&file, assignment);
-        }
+        remember(&file, &next);
     }));
-    let (to_routes, routes) = watch::channel(recall::<Routes>(folder, "routes.json").unwrap_or_default());
+    let (to_routes, routes) = watch::channel(recall::<Routes>(folder, "routes.json"));
     let file = folder.join("routes.json");
     tokio::spawn(mirror(Arc::clone(&store), keys::ROUTES.to_owned(), move |entries| {
         let parsed = entries.values().filter_map(parse::<StoredRoute>);
@@ -64,18 +79,41 @@ pub fn follow(
             Arc::new(parsed.map(|stored| (stored.route.site.clone(), stored.route)).collect());
         remember(&file, &routes);
         to_routes.send_if_modified(|current| {
-            let changed = *current != routes;
-            *current = routes;
+            let changed = current.as_ref() != Some(&routes);
+            *current = Some(routes);
             changed
         });
     }));
     let file = folder.join(STORE_MEMBERS_FILE);
     tokio::spawn(mirror(store, keys::STORE_MEMBERS.to_owned(), move |entries| {
         let members: StoreMembers = entries.values().next().and_then(parse).unwrap_or_default();
-        remember(&file, &members);
-        to_members.send_replace(members);
+        to_members.send_if_modified(|current| {
+            let changed = current.as_ref() != Some(&members);
+            if changed {
+                remember(&file, &members);
+                // This one starts the store after a power cut: it must be on the disk.
+                synced(&file);
+                *current = Some(members);
+            }
+            changed
+        });
     }));
     Feed { assignment, confirmed, routes }
+}
+
+/// The assignment of a server that the cell does not know.
+fn nothing_for(me: &ServerId) -> Assignment {
+    Assignment {
+        generation: 0,
+        server: me.clone(),
+        standing: Standing::Dead,
+        instances: BTreeMap::new(),
+        images: BTreeSet::new(),
+        volumes: BTreeMap::new(),
+        member: None,
+        vips: Vec::new(),
+        peers: BTreeMap::new(),
+    }
 }
 
 fn take_newer(current: &mut Option<Assignment>, next: Assignment) -> bool {
@@ -147,23 +185,21 @@ fn remember(file: &PathBuf, document: &impl Serialize) {
     }
 }
 
+fn synced(file: &Path) {
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    for path in [file, folder] {
+        if let Err(error) = std::fs::File::open(path).and_then(|open| open.sync_all()) {
+            warn!(path = %path.display(), %error, "not synced");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kopek_core::desired::Standing;
 
     fn assignment(generation: u64) -> Assignment {
-        Assignment {
-            generation,
-            server: ServerId::parse("s1").unwrap(),
-            standing: Standing::Up,
-            instances: BTreeMap::new(),
-            images: Default::default(),
-            volumes: BTreeMap::new(),
-            member: None,
-            vips: Vec::new(),
-            peers: BTreeMap::new(),
-        }
+        Assignment { generation, ..nothing_for(&ServerId::parse("s1").unwrap()) }
     }
 
     #[test]

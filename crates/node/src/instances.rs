@@ -114,7 +114,14 @@ impl Instances {
                     instances.heard(Word { id: id.clone(), attempt, happening: Happening::Connected });
                     let started = Happening::Started(running.clone());
                     instances.heard(Word { id: id.clone(), attempt, happening: started });
-                    tokio::spawn(prove_and_watch(instances.speaker(&id, attempt), spec, running));
+                    let speaker = instances.speaker(&id, attempt);
+                    if has_served(&spec) {
+                        // It stays routed: a probe that waits behind its visitors says nothing against it.
+                        instances.heard(Word { id: id.clone(), attempt, happening: Happening::Serving });
+                        tokio::spawn(watch_to_the_end(speaker, running));
+                    } else {
+                        tokio::spawn(prove_and_watch(speaker, spec, running));
+                    }
                 }
                 None => drop(instances.leftovers.insert(id)),
             }
@@ -255,24 +262,32 @@ impl Instances {
         let dir = self.dir(&id);
         let speaker = self.speaker(&id, attempt);
         let Some(known) = self.known.get_mut(&id).filter(|known| known.attempt == attempt) else { return };
-        if known.phase == Phase::Stopping && !matches!(happening, Happening::Gone | Happening::Started(_)) {
+        if known.phase == Phase::Stopping {
+            match happening {
+                Happening::Gone => {
+                    info!(instance = %id, "gone");
+                    self.known.remove(&id);
+                }
+                // Told to stop while it was being started: this ends it.
+                Happening::Started(running) => end(speaker, Some(running), dir, Duration::ZERO),
+                Happening::Failed(_) => end(speaker, None, dir, Duration::ZERO),
+                Happening::Connected | Happening::Serving | Happening::Ended | Happening::Cleared(_) => {}
+            }
             return;
         }
         match happening {
             Happening::Connected => known.connected = true,
             Happening::Started(running) => {
-                if known.phase == Phase::Stopping {
-                    // Told to stop while it was being started: end it now.
-                    tokio::task::spawn_blocking(move || {
-                        let _ = kopek_instance::stop(&running, Duration::ZERO);
-                    });
-                    return;
-                }
                 known.meter = Meter::open(known.spec.as_ref());
                 known.running = Some(running);
             }
             Happening::Serving => {
                 info!(instance = %id, "serving");
+                if let Some(spec) = &known.spec
+                    && let Err(error) = std::fs::write(served_mark(spec), b"")
+                {
+                    warn!(instance = %id, %error, "it will be probed again when the agent restarts");
+                }
                 known.enter(Phase::Serving);
             }
             Happening::Ended => self.fail(id, speaker, dir, "its first process ended".to_owned()),
@@ -283,10 +298,7 @@ impl Instances {
                 known.restarts += 1;
                 known.enter(Phase::BackOff { until: now().plus_millis(delay), why });
             }
-            Happening::Gone => {
-                info!(instance = %id, "gone");
-                self.known.remove(&id);
-            }
+            Happening::Gone => unreachable!("only an instance that stops goes"),
         }
     }
 
@@ -475,8 +487,36 @@ async fn prove_and_watch(speaker: Speaker, spec: InstanceSpec, running: Running)
         }
     }
     speaker.tell(Happening::Serving).await;
-    let _ = kopek_instance::watch(&running).await;
+    watch_to_the_end(speaker, running).await;
+}
+
+async fn watch_to_the_end(speaker: Speaker, running: Running) {
+    if let Err(error) = kopek_instance::watch(&running).await {
+        warn!(instance = %speaker.id, %error, "cannot be watched; taken for ended");
+    }
     speaker.tell(Happening::Ended).await;
+}
+
+/// In the instance's folder once it has answered its probe.
+fn served_mark(spec: &InstanceSpec) -> PathBuf {
+    spec.dir.join("served")
+}
+
+fn has_served(spec: &InstanceSpec) -> bool {
+    served_mark(spec).exists()
+}
+
+/// Ends and removes all that is there of an instance, and says so.
+fn end(speaker: Speaker, running: Option<Running>, dir: PathBuf, grace: Duration) {
+    tokio::task::spawn_blocking(move || {
+        if let Some(running) = running
+            && let Err(error) = kopek_instance::stop(&running, grace)
+        {
+            warn!(instance = %speaker.id, %error, "did not stop in order");
+        }
+        clear(&speaker.id, dir);
+        speaker.say(Happening::Gone);
+    });
 }
 
 async fn blocking<T: Send + 'static>(

@@ -9,11 +9,16 @@ use tracing::{info, warn};
 use crate::daemon::{Daemon, Supervised};
 use crate::etcd::{EtcdMember, GRACE, Origin};
 
-/// Runs for ever.
-pub async fn keep(dirs: Dirs, me: ServerId, mut members: watch::Receiver<StoreMembers>) {
+/// Runs for ever. Before anything is known of the members, what runs goes on.
+pub async fn keep(dirs: Dirs, me: ServerId, mut members: watch::Receiver<Option<StoreMembers>>) {
     let mut running: Option<Supervised> = None;
     loop {
-        let wanted = members.borrow_and_update().clone();
+        let Some(wanted) = members.borrow_and_update().clone() else {
+            if members.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
         let address = wanted.members.get(&me).copied();
         match (address, &running) {
             (Some(_), Some(_)) => {}
