@@ -17,8 +17,9 @@ const STILL_PHP: &str = "<?php\nheader('X-Instance: ' . gethostname());\necho 'h
 const ROWS_PHP: &str = "<?php
 header('X-Instance: ' . gethostname());
 $db = new mysqli('localhost', 'probe', 'probe-secret', 'probe');
-$db->query('CREATE TABLE IF NOT EXISTS rows_seen (n INT PRIMARY KEY)');
-if ($_SERVER['REQUEST_METHOD'] === 'POST') {
+if (isset($_GET['new'])) {
+    $db->query('CREATE TABLE rows_seen (n INT PRIMARY KEY)');
+} elseif ($_SERVER['REQUEST_METHOD'] === 'POST') {
     $db->query('INSERT INTO rows_seen VALUES (' . (int) $_POST['n'] . ')');
     echo 'kept';
 } else {
@@ -28,7 +29,7 @@ if ($_SERVER['REQUEST_METHOD'] === 'POST') {
 }
 ";
 
-/// Creates the site and waits until it runs.
+/// Creates the site with its table and waits until it runs.
 pub async fn create(rack: &Rack, min: usize, max: usize) -> Result<()> {
     let folder = tempfile::tempdir()?;
     write(&folder.path().join("site"))?;
@@ -40,7 +41,8 @@ pub async fn create(rack: &Rack, min: usize, max: usize) -> Result<()> {
     let mut words = vec!["site", "create", SITE, "--from", &*site, "--domain", "probe.test", "--wait"];
     words.extend(["--db-name", "probe", "--db-user", "probe", "--db-password-file", &password]);
     words.extend(["--min", &min, "--max", &max]);
-    rack.run(&words).await.map(drop)
+    rack.run(&words).await?;
+    Browser::new(&away_from(rack, &[]).await?).page("/rows.php?new").await.map(drop)
 }
 
 /// The site's files.

@@ -95,17 +95,19 @@ async fn visitors_wait_for_two_elsewhere(rack: &Rack, lost: &str) -> Result<()> 
 
 async fn a_total_power_loss_loses_no_acknowledged_row(rack: &Rack) -> Result<()> {
     let place = probe::away_from(rack, &[]).await?;
-    let writing = tokio::spawn(keep_rows_until_one_is_refused(place));
+    let writing = tokio::spawn(keep_rows_until_one_is_refused(place.clone()));
     until("some rows", LIMIT, || async {
-        let rows = probe::rows(&probe::away_from(rack, &[]).await?).await?;
-        Ok((rows.len() >= 50).then_some(()))
+        Ok((writing.is_finished() || probe::rows(&place).await?.len() >= 50).then_some(()))
     })
     .await?;
+    if writing.is_finished() {
+        return Err(writing.await?.1).context("before anything was switched off");
+    }
     let names: Vec<String> = rack.status().await?.servers.into_iter().map(|server| server.name).collect();
     for name in &names {
         rack.dev("power-off", &[name]).await?;
     }
-    let acknowledged = writing.await?;
+    let (acknowledged, _) = writing.await?;
     for name in &names {
         rack.dev("power-on", &[name]).await?;
     }
@@ -121,14 +123,16 @@ async fn a_total_power_loss_loses_no_acknowledged_row(rack: &Rack) -> Result<()>
     Ok(())
 }
 
-async fn keep_rows_until_one_is_refused(place: Place) -> u32 {
-    for n in 0.. {
-        let kept = tokio::time::timeout(Duration::from_secs(2), probe::keep_row(&place, n)).await;
-        if !kept.is_ok_and(|kept| kept.is_ok()) {
-            return n;
+/// Rows 0 to N were kept; N and why the next one was not.
+async fn keep_rows_until_one_is_refused(place: Place) -> (u32, anyhow::Error) {
+    let mut n = 0;
+    loop {
+        match tokio::time::timeout(Duration::from_secs(5), probe::keep_row(&place, n)).await {
+            Ok(Ok(())) => n += 1,
+            Ok(Err(error)) => return (n, error),
+            Err(_) => return (n, anyhow::anyhow!("row {n}: no answer in 5 s")),
         }
     }
-    u32::MAX
 }
 
 /// Stopped, not killed: what hangs is worse than what is gone, and nobody restarts it.
@@ -270,10 +274,10 @@ async fn the_store_moves_while_the_site_serves(rack: &Rack) -> Result<()> {
         rack.run(&["store", "migrate", "--to", kind]).await?;
         until("the store to have moved", LIMIT, || async {
             let cell = rack.cell().await?;
-            Ok((cell.store == kind && cell.converged).then_some(()))
+            let is_running = rack.site(SITE).await?.state == "running";
+            Ok((cell.store == kind && cell.converged && is_running).then_some(()))
         })
         .await?;
-        ensure!(rack.site(SITE).await?.state == "running", "the site does not run on {kind}");
     }
     visitors.leave().await.all_served(began)
 }
@@ -289,21 +293,26 @@ async fn a_cut_server_is_replaced_and_returns(rack: &Rack) -> Result<()> {
 async fn a_silent_server_is_replaced_and_returns(rack: &Rack, fault: &str) -> Result<()> {
     let server = probe::one_that_serves(rack).await?;
     rack.dev(fault, &[&server]).await?;
-    until("the server to be dead and its instance elsewhere", LIMIT, || async {
-        let dead = rack.server(&server).await?.state == "dead";
-        let serving = rack.serving(SITE).await?;
-        Ok((dead && serving.iter().any(|instance| instance.server.as_str() != server)).then_some(()))
-    })
-    .await?;
-    let place = probe::away_from(rack, &[&server]).await?;
-    until("an answer", LIMIT, || async { Browser::new(&place).page(STILL).await.map(Some) }).await?;
+    let replaced = replaced_elsewhere(rack, &server).await;
     rack.dev("heal", &[&server]).await?;
+    replaced?;
     rack.whole().await?;
     // What it ran while nobody could tell it to stop is gone.
     until("one instance, known to all", LIMIT, || async {
         Ok((rack.instances(SITE).await?.len() == 1).then_some(()))
     })
     .await
+}
+
+async fn replaced_elsewhere(rack: &Rack, server: &str) -> Result<()> {
+    until("the server to be dead and its instance elsewhere", LIMIT, || async {
+        let dead = rack.server(server).await?.state == "dead";
+        let serving = rack.serving(SITE).await?;
+        Ok((dead && serving.iter().any(|instance| instance.server.as_str() != server)).then_some(()))
+    })
+    .await?;
+    let place = probe::away_from(rack, &[server]).await?;
+    until("an answer", LIMIT, || async { Browser::new(&place).page(STILL).await.map(drop).map(Some) }).await
 }
 
 async fn bad_tokens_are_refused(rack: &Rack) -> Result<()> {
