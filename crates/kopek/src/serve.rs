@@ -7,11 +7,12 @@
 //!  sql     instances ──► writers         control API, planning; one is active
 //! ```
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use kopek_core::config::ServerConfig;
+use kopek_core::config::{Dirs, ServerConfig};
 use kopek_link::identity::Identity;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
@@ -36,6 +37,7 @@ pub fn serve(service: Service, config: &Path) -> Result<()> {
     crate::cli::require_root(&format!("kopek run {}", name.get_name()))?;
     let dirs = config.dirs.clone();
     std::fs::create_dir_all(&dirs.run).with_context(|| format!("cannot make {}", dirs.run.display()))?;
+    private_folders(&dirs).context("cannot make the folders for what only root may read")?;
     let identity = Identity::load(&dirs.etc)?;
     if service == Service::Edge {
         // It makes its own threads and runtimes, one a core.
@@ -62,4 +64,14 @@ pub fn serve(service: Service, config: &Path) -> Result<()> {
 fn open_many_files() -> nix::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+}
+
+/// Passwords of sites' databases, their configuration, their dumps: for root alone.
+fn private_folders(dirs: &Dirs) -> std::io::Result<()> {
+    for name in ["parts", "trees", "dumps"] {
+        let folder = dirs.state.join(name);
+        std::fs::create_dir_all(&folder)?;
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }
