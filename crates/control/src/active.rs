@@ -1,13 +1,14 @@
 //! What the active controller has while it is active; the API's handlers and the reconcile loop share it.
 //! Every write goes through the leader's fence, so that a controller which was deposed changes nothing.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use kopek_core::config::Dirs;
 use kopek_core::event::Event;
-use kopek_core::{Moment, ServerId};
+use kopek_core::{Moment, ServerId, SiteName};
 use kopek_link::http::Api;
 use kopek_link::identity::Identity;
 use kopek_store::{Commit, Compare, Location, Op, Store, StoreError};
@@ -35,11 +36,17 @@ pub struct Active {
     /// Held by handlers that check something over all sites or servers and then write.
     pub editing: Mutex<()>,
     pub events: AtomicU64,
+    /// Sites whose dump is being read.
+    pub imports: std::sync::Mutex<BTreeSet<SiteName>>,
 }
 
 impl Active {
     pub fn now(&self) -> Moment {
         now()
+    }
+
+    pub fn importing(&self) -> std::sync::MutexGuard<'_, BTreeSet<SiteName>> {
+        self.imports.lock().expect("no code panics while it holds the imports")
     }
 
     pub fn view(&self) -> Arc<View> {

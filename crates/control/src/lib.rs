@@ -113,6 +113,7 @@ async fn lead(
         view,
         editing: Mutex::new(()),
         events: AtomicU64::new(0),
+        imports: Default::default(),
     });
     // The API answers from the view: there must be one first.
     let open_office = async {

@@ -17,6 +17,7 @@ use kopek_core::placement::{PlacedInstance, Stage};
 use kopek_core::{InstanceId, Load, ServerId, SiteName, keys};
 use kopek_link::http::ApiError;
 use kopek_store::Op;
+use tracing::warn;
 
 use super::images::require_tree;
 use super::{Acting, Refused, committed};
@@ -160,21 +161,47 @@ pub async fn dump(
     let Some(database) = site.database.clone() else {
         return Err(Refused::unusable(format!("site {name} has a dump but no database; give --db-user")));
     };
-    let imported = import(&active, &name, body).await;
-    if let Err(refused) = imported {
-        forget(&active, &name).await?;
+    // A second import would empty the database that the first one fills.
+    let Some(_import) = Importing::begin(&active, &name) else {
+        return Err(Refused::conflict(format!("site {name}: its dump is being read already; wait for that")));
+    };
+    if let Err(refused) = import(&active, &name, body).await {
+        let is_ours = active.view().state.preparing.get(&name) == Some(&site);
+        if is_ours && let Err(source) = forget(&active, &name).await {
+            warn!(site = %name, ?source, "what was made for it stays; `kopek site delete` removes it");
+        }
         return Err(refused);
     }
     let _editing = active.editing.lock().await;
-    let state = &active.view().state;
     let ops = vec![
         put(keys::site(&name), &site),
         Op::Delete { key: keys::preparing(&name) },
         active.event(&name, "site created", format!("database {} filled from a dump", database.name)),
     ];
-    let compares = vec![state.unchanged(&keys::site(&name)), state.unchanged(&keys::preparing(&name))];
+    // As it was before the import: a site that was deleted or created anew meanwhile is another one.
+    let before = &view.state;
+    let compares = vec![before.unchanged(&keys::site(&name)), before.unchanged(&keys::preparing(&name))];
     committed(active.commit(compares, ops).await?)?;
     Ok(Json(site_view(&active.view(), &site)))
+}
+
+/// Ends with its drop, also when the one who sends the dump goes away.
+struct Importing<'a> {
+    active: &'a Active,
+    site: SiteName,
+}
+
+impl<'a> Importing<'a> {
+    fn begin(active: &'a Active, site: &SiteName) -> Option<Importing<'a>> {
+        let is_new = active.importing().insert(site.clone());
+        is_new.then(|| Importing { active, site: site.clone() })
+    }
+}
+
+impl Drop for Importing<'_> {
+    fn drop(&mut self) {
+        self.active.importing().remove(&self.site);
+    }
 }
 
 async fn import(active: &Active, name: &SiteName, body: Body) -> Result<(), Refused> {

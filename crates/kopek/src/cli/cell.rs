@@ -86,13 +86,29 @@ impl Cell {
         path: &str,
         body: Option<&B>,
     ) -> Result<R> {
+        Ok(self.ask(method, path, body).await?.1)
+    }
+
+    /// The active controller's address and answer. One on standby says who is active.
+    async fn ask<B: Serialize, R: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<(SocketAddr, R)> {
         let deadline = Instant::now() + ACTIVE_LIMIT;
         loop {
             let mut last = None;
-            for control in &self.controls {
-                match self.api.call(method.clone(), *control, path, body, ANSWER_LIMIT).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) if is_elsewhere(&error) => last = Some(error),
+            let mut controls = self.controls.clone();
+            let mut next = 0;
+            while let Some(control) = controls.get(next).copied() {
+                next += 1;
+                match self.api.call(method.clone(), control, path, body, ANSWER_LIMIT).await {
+                    Ok(answer) => return Ok((control, answer)),
+                    Err(error) if is_elsewhere(&error) => {
+                        controls.extend(error.active().filter(|active| !controls.contains(active)));
+                        last = Some(error);
+                    }
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -109,7 +125,7 @@ impl Cell {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let active = self.active().await?;
+        let (active, _): (_, serde_json::Value) = self.ask(Method::GET, "/cell", None::<&()>).await?;
         Ok(self.api.send_body(Method::PUT, active, path, body).await?)
     }
 
@@ -127,27 +143,6 @@ impl Cell {
         };
         let body = http_body_util::Full::new(Bytes::from(text));
         Ok(self.api.send_json(method, agent, path, body).await?)
-    }
-
-    /// The active controller's address.
-    async fn active(&self) -> Result<SocketAddr> {
-        let deadline = Instant::now() + ACTIVE_LIMIT;
-        loop {
-            let mut last = None;
-            for control in &self.controls {
-                let asked: Result<serde_json::Value, _> =
-                    self.api.call(Method::GET, *control, "/cell", None::<&()>, ANSWER_LIMIT).await;
-                match asked {
-                    Ok(_) => return Ok(*control),
-                    Err(error) if is_elsewhere(&error) => last = Some(error),
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            if Instant::now() > deadline {
-                return Err(nobody_active(last));
-            }
-            sleep(RETRY).await;
-        }
     }
 
     /// Polls until `done` gives a value; exit code 3 when `limit` passes first.
