@@ -17,6 +17,8 @@ pub struct Health {
     failures: AtomicU32,
     /// An [`Uptime`].
     avoid_until: AtomicU64,
+    /// Connections to close, so that requests that wait on others get a turn.
+    turns_wanted: AtomicU32,
 }
 
 impl Health {
@@ -30,6 +32,16 @@ impl Health {
 
     pub fn end_request(&self) {
         self.in_flight.fetch_sub(1, Relaxed);
+    }
+
+    /// A request waits long on a connection that has not answered yet: perhaps nobody has accepted it.
+    pub fn want_turn(&self) {
+        self.turns_wanted.fetch_add(1, Relaxed);
+    }
+
+    /// True once for each turn that is wanted: the caller closes a connection that could be used again.
+    pub fn yield_turn(&self) -> bool {
+        self.turns_wanted.fetch_update(Relaxed, Relaxed, |wanted| wanted.checked_sub(1)).is_ok()
     }
 
     pub fn failures(&self) -> u32 {
@@ -85,6 +97,17 @@ mod tests {
             now = now.plus(avoid);
         }
         assert_eq!(times, [100, 200, 400, 800, 1_000, 1_000]);
+    }
+
+    #[test]
+    fn each_wanted_turn_is_yielded_once() {
+        let health = Health::default();
+        assert!(!health.yield_turn());
+        health.want_turn();
+        health.want_turn();
+        assert!(health.yield_turn());
+        assert!(health.yield_turn());
+        assert!(!health.yield_turn());
     }
 
     #[test]

@@ -28,6 +28,10 @@ pub struct Limits {
     pub suspicion: Duration,
     /// Requests that cannot be repeated may still end on a backend that left the table, for so long.
     pub gone_grace: Duration,
+    /// A request that waits so long on a new connection has perhaps not been accepted: an Apache with mod_php
+    /// has a process for each connection, and those that are kept busy by others never come to accept it. One
+    /// of those connections is then closed. Longer than most pages take; wrongly done it costs one reconnect.
+    pub turn: Duration,
     /// Unused connections are closed after this: each occupies a process of an Apache with mod_php.
     pub idle_upstream: Duration,
     /// Unused connections kept per worker and instance.
@@ -56,6 +60,7 @@ impl Default for Limits {
             peer_silence_upload: Duration::from_secs(15),
             suspicion: Duration::from_millis(400),
             gone_grace: Duration::from_secs(10),
+            turn: Duration::from_millis(100),
             idle_upstream: Duration::from_secs(2),
             idle_per_backend: 32,
             client_header: Duration::from_secs(30),

@@ -198,7 +198,19 @@ impl Visit {
         self.seat = None;
         let request = self.request();
         let waiting = upstream.wait();
+        let is_new = !lease.is_reused;
         let sent = timeout(self.worker.limits.respond, lease.sender.try_send_request(request));
+        let turn = self.worker.limits.turn;
+        let sent = async {
+            tokio::pin!(sent);
+            if is_new {
+                match timeout(turn, &mut sent).await {
+                    Ok(outcome) => return outcome,
+                    Err(_elapsed) => upstream.make_room(route),
+                }
+            }
+            sent.await
+        };
         tokio::pin!(sent);
         let outcome = loop {
             let (left, silent) = (upstream.left.notified(), upstream.silent.notified());

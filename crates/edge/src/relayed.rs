@@ -81,7 +81,7 @@ impl Relayed {
 
     fn give_back(&mut self) {
         if let Some(lease) = self.lease.take() {
-            lease.give_back(&self.record.worker.limits, self.promised);
+            lease.give_back(&self.route, &self.record.worker.limits, self.promised);
         }
     }
 }

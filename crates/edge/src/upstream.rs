@@ -267,6 +267,13 @@ impl Upstream {
         }
     }
 
+    /// For a request that its instance has perhaps not accepted: closes a connection that others use.
+    pub fn make_room(&self, route: &BackendRoute) {
+        if self.idle.borrow_mut().pop().is_none() {
+            route.health.want_turn();
+        }
+    }
+
     fn reap(&self) {
         let now = Instant::now();
         self.idle.borrow_mut().retain(|idle| idle.until > now && !idle.sender.is_closed());
@@ -314,8 +321,11 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// For the next request. `promised`: how long the instance says that it keeps the connection.
-    pub fn give_back(self, limits: &Limits, promised: Option<Duration>) {
+    /// For the next request, unless others wait for a turn. `promised`: how long the instance says that it keeps the connection.
+    pub fn give_back(self, route: &BackendRoute, limits: &Limits, promised: Option<Duration>) {
+        if route.health.yield_turn() {
+            return;
+        }
         let keep = promised.map_or(limits.idle_upstream, |promised| limits.idle_upstream.min(promised / 2));
         self.upstream.keep(self.sender, limits.idle_per_backend, keep);
     }
