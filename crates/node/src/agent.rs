@@ -111,7 +111,21 @@ pub async fn run(
     tokio::spawn(async move { serve_https(&serving, listener, Clients::Members, router).await });
     info!(server = %config.name, %address, "agent runs");
     let boot = machine::boot_id(&config.dirs);
-    Agent { since: std::time::Instant::now(), config, boot, feed, parts, instances, member, edge, held, to_vips, to_report }.work(words).await
+    Agent {
+        since: std::time::Instant::now(),
+        config,
+        boot,
+        feed,
+        parts,
+        instances,
+        member,
+        edge,
+        held,
+        to_vips,
+        to_report,
+    }
+    .work(words)
+    .await
 }
 
 fn parts_folder(dirs: &Dirs) -> PathBuf {
