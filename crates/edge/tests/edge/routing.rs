@@ -1,11 +1,12 @@
 use std::time::{Duration, Instant};
 
 use hyper::{Method, StatusCode};
+use kopek_edge::Limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::gate::Gate;
 use crate::origin::Origin;
-use crate::rig::{eventually, here, identity, rig, there};
+use crate::rig::{eventually, here, identity, limits, rig, rig_with, there};
 
 #[tokio::test]
 async fn a_request_reaches_the_site_that_its_host_names() {
@@ -117,6 +118,41 @@ async fn connections_to_an_instance_stay_warm_between_requests() {
         assert_eq!(rig.get("/who").await.body, "a");
     }
     assert!(rig.gate.opened() <= 2, "one for each worker, not {}", rig.gate.opened());
+}
+
+/// An instance with one process, which stays with a connection for as long as it is open, as Apache's do.
+async fn lone_process() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            while stream.read(&mut request).await.is_ok_and(|length| length > 0) {
+                tokio::time::sleep(Duration::from_millis(30)).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn nobody_waits_for_ever_behind_a_visitor_who_always_comes_again() {
+    let rig = rig_with(Limits { workers: 1, ..limits() }).await;
+    rig.gate.lead("blog.1", lone_process().await);
+    rig.route(&[here("blog.1")]).await;
+    let busy = async {
+        loop {
+            assert_eq!(rig.get("/").await.body, "ok");
+        }
+    };
+    let others = futures::future::join_all((0..5).map(|_| rig.get("/")));
+    tokio::select! {
+        () = busy => unreachable!("it always comes again"),
+        replies = others => assert!(replies.iter().all(|reply| reply.body == "ok")),
+        () = tokio::time::sleep(Duration::from_secs(5)) => panic!("they wait for ever"),
+    }
 }
 
 #[tokio::test]
