@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use nix::sys::signal::{SigHandler, Signal, signal};
 
 use crate::serve::{self, Service};
 use cell::Cell;
@@ -140,7 +139,6 @@ impl Fault {
 }
 
 pub fn main() -> ExitCode {
-    end_with_the_reader();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && error.kind() != HELP_INSTEAD => {
@@ -198,15 +196,6 @@ fn one_line(error: &anyhow::Error) -> String {
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// `kopek events | head`: Rust ignores SIGPIPE, and `println!` would panic. Services keep ignoring it.
-fn end_with_the_reader() {
-    let service = std::env::args().nth(1).is_some_and(|word| word == "run");
-    if !service {
-        // SAFETY: no thread runs yet, and the default action is no handler of ours.
-        let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
-    }
 }
 
 fn run(cli: Cli) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Results on stdout, tables for people or JSON for programs; messages and progress on stderr.
 
+use std::io::{Write, stdout};
+
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,8 +23,8 @@ impl Format {
         row: impl Fn(&T) -> Vec<String>,
     ) -> Result<()> {
         match self {
-            Format::Json => println!("{}", serde_json::to_string_pretty(items)?),
-            Format::Table => println!("{}", table(head, items.iter().map(row))),
+            Format::Json => writeln!(stdout(), "{}", serde_json::to_string_pretty(items)?)?,
+            Format::Table => writeln!(stdout(), "{}", table(head, items.iter().map(row)))?,
         }
         Ok(())
     }
@@ -33,10 +35,10 @@ impl Format {
         fields: impl FnOnce(&T) -> Vec<(&'static str, String)>,
     ) -> Result<()> {
         match self {
-            Format::Json => println!("{}", serde_json::to_string_pretty(item)?),
+            Format::Json => writeln!(stdout(), "{}", serde_json::to_string_pretty(item)?)?,
             Format::Table => {
                 for (name, value) in fields(item) {
-                    println!("{name:<12} {value}");
+                    writeln!(stdout(), "{name:<12} {value}")?;
                 }
             }
         }
