@@ -27,6 +27,9 @@ use crate::state::put;
 
 /// For a writer to be found and a database to be made.
 const DATABASE_LIMIT: Duration = Duration::from_secs(20);
+/// For an import whose sender has gone to end: it waits for the database first.
+const TURN_LIMIT: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// For an agent to drop a database.
 const DROP_LIMIT: Duration = Duration::from_secs(20);
 /// Each site has 65,536 user ids from 100,000 on, and ids have 32 bits.
@@ -153,6 +156,9 @@ pub async fn dump(
     Path(name): Path<SiteName>,
     body: Body,
 ) -> Result<Json<SiteView>, Refused> {
+    // A second import would empty the database that the first one fills. One whose sender went away ends
+    // when it comes to read the rest.
+    let _import = Importing::begin(&active, &name).await?;
     active.wait_until(Duration::from_secs(2), |view| view.state.preparing.contains_key(&name)).await;
     let view = active.view();
     let Some(site) = view.state.preparing.get(&name).cloned() else {
@@ -161,12 +167,10 @@ pub async fn dump(
     let Some(database) = site.database.clone() else {
         return Err(Refused::unusable(format!("site {name} has a dump but no database; give --db-user")));
     };
-    // A second import would empty the database that the first one fills.
-    let Some(_import) = Importing::begin(&active, &name) else {
-        return Err(Refused::conflict(format!("site {name}: its dump is being read already; wait for that")));
-    };
     if let Err(refused) = import(&active, &name, body).await {
-        let is_ours = active.view().state.preparing.get(&name) == Some(&site);
+        // The same command given again has made it anew: then it is that one's.
+        let preparing = keys::preparing(&name);
+        let is_ours = active.view().state.unchanged(&preparing) == view.state.unchanged(&preparing);
         if is_ours && let Err(source) = forget(&active, &name).await {
             warn!(site = %name, ?source, "what was made for it stays; `kopek site delete` removes it");
         }
@@ -192,9 +196,16 @@ struct Importing<'a> {
 }
 
 impl<'a> Importing<'a> {
-    fn begin(active: &'a Active, site: &SiteName) -> Option<Importing<'a>> {
-        let is_new = active.importing().insert(site.clone());
-        is_new.then(|| Importing { active, site: site.clone() })
+    async fn begin(active: &'a Active, site: &SiteName) -> Result<Importing<'a>, Refused> {
+        let deadline = tokio::time::Instant::now() + TURN_LIMIT;
+        while !active.importing().insert(site.clone()) {
+            if tokio::time::Instant::now() > deadline {
+                let error = format!("site {site}: its dump is being read already; wait for that");
+                return Err(Refused::conflict(error));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(Importing { active, site: site.clone() })
     }
 }
 

@@ -1,6 +1,5 @@
 //! `kopek events` and `kopek top`: following a cell.
 
-use std::io::{Write, stdout};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -59,16 +58,10 @@ fn is_about(event: &Event, site: &SiteName) -> bool {
 /// One line an event, also as JSON, so that a program can read them as they come.
 fn show(format: Format, event: &Event) -> Result<()> {
     match format {
-        Format::Json => writeln!(stdout(), "{}", serde_json::to_string(event)?)?,
-        Format::Table => writeln!(
-            stdout(),
-            stdout(),
-            "{}  {:<14} {} ({})",
-            local_time(event.at),
-            event.subject,
-            event.what,
-            event.reason
-        )?,
+        Format::Json => println!("{}", serde_json::to_string(event)?),
+        Format::Table => {
+            println!("{}  {:<14} {} ({})", local_time(event.at), event.subject, event.what, event.reason)
+        }
     }
     Ok(())
 }
@@ -78,15 +71,15 @@ pub async fn top(global: &Global, wanted: Top) -> Result<()> {
     loop {
         let servers: Vec<ServerView> = cell.get("/servers").await?;
         let mut instances: Vec<InstanceView> = cell.get("/instances").await?;
-        instances.sort_by_key(|instance| std::cmp::Reverse(instance.load))?;
+        instances.sort_by_key(|instance| std::cmp::Reverse(instance.load));
         match global.format() {
             Format::Json => {
-                writeln!(stdout(), "{}", serde_json::json!({ "servers": servers, "instances": instances }))?
+                println!("{}", serde_json::json!({ "servers": servers, "instances": instances }))
             }
             Format::Table => {
                 if !wanted.once {
                     // Clear and home: ECMA-48 ED, CUP.
-                    write!(stdout(), "\x1b[2J\x1b[H")?;
+                    print!("\x1b[2J\x1b[H");
                 }
                 let rows = servers.iter().map(|server| {
                     vec![
@@ -102,7 +95,7 @@ pub async fn top(global: &Global, wanted: Top) -> Result<()> {
                     "{}\n",
                     table(&["server", "state", "load", "slots", "memory free", "disk free"], rows)
                 );
-                writeln!(stdout(), "{}", table(INSTANCE_HEAD, instances.iter().map(instance_row)))?;
+                println!("{}", table(INSTANCE_HEAD, instances.iter().map(instance_row)));
             }
         }
         if wanted.once {
