@@ -11,7 +11,7 @@ from pathlib import Path
 from rack import Failed, say, until
 from visitors import Crowd, Stream, visit
 
-IMAGE_CACHE = Path("/var/cache/kopek/images")
+IMAGE_CACHE = Path("/var/cache/kopek")
 SITE, HOST = "bench", "bench.test"
 RATE = 100  # visits a second while a server dies
 CALM, AFTERMATH = 1.5, 7.0  # seconds of visits before and after a kill

@@ -271,10 +271,7 @@ impl Cell {
         let Some(controller) = &mut self.controller else { return };
         for (name, machine) in &mut self.machines {
             if machine.power == Power::Killed && !machine.cut {
-                match controller.observed.servers.get_mut(name) {
-                    Some(seen) => seen.refused = true,
-                    None => drop(controller.observed.refused.insert(name.clone())),
-                }
+                controller.observed.refused.entry(name.clone()).or_insert(self.now);
             }
             if !machine.is_reachable() || !self.desired.servers.contains_key(name) {
                 continue;
@@ -285,7 +282,7 @@ impl Cell {
             if due || changed {
                 machine.reported = Some(report.clone());
                 machine.reported_at = self.now.0;
-                let seen = Seen { at: self.now, refused: false, report };
+                let seen = Seen { at: self.now, report };
                 controller.observed.refused.remove(name);
                 controller.observed.servers.insert(name.clone(), seen);
             }

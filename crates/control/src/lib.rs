@@ -39,8 +39,9 @@ use tracing::{info, warn};
 
 use crate::active::Active;
 use crate::api::Office;
+use crate::lines::all_refuse;
 use crate::reconcile::{View, reconcile};
-use crate::reports::Reports;
+use crate::reports::{Refusal, Reports};
 
 /// Before the store is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(300);
@@ -74,12 +75,15 @@ pub async fn run(dirs: Dirs, config: ServerConfig, identity: Identity) -> Result
             }
         });
     }
+    let known = Arc::new(std::sync::Mutex::new(None));
     loop {
+        let is_alive = |leader| is_alive(leader, Arc::clone(&known));
         let campaign = election::campaign(store.clone(), &me, address, is_alive);
         match campaign.await {
             Ok(leadership) => {
                 info!("this controller is active");
-                lead(&dirs, &identity, &config, &store, leadership, &to_office).await;
+                let known = refusal(&known).take();
+                lead(&dirs, &identity, &config, &store, leadership, known, &to_office).await;
                 to_office.send_replace(None);
                 warn!("this controller is on standby");
             }
@@ -98,6 +102,7 @@ async fn lead(
     config: &ServerConfig,
     store: &Arc<FollowingStore>,
     leadership: Leadership,
+    known: Option<Refusal>,
     to_office: &watch::Sender<Option<Arc<Active>>>,
 ) {
     let (to_view, view) = watch::channel(Arc::new(View::default()));
@@ -108,7 +113,7 @@ async fn lead(
         store: store.clone(),
         fence: leadership.fence(),
         location: store.location(),
-        reports: Arc::new(Reports::new(active::now())),
+        reports: Arc::new(Reports::new(active::now(), known)),
         api: Api::new(identity.clone()),
         view,
         editing: Mutex::new(()),
@@ -127,7 +132,10 @@ async fn lead(
         loop {
             let Err(error) = reconcile(&active, &to_view).await;
             warn!(%error, "the store failed; reading everything again");
-            sleep(RETRY).await;
+            // Whether an uncertain commit was done is read at once: a dead server may be waiting.
+            if !matches!(error, StoreError::Uncertain { .. }) {
+                sleep(RETRY).await;
+            }
         }
     };
     tokio::select! {
@@ -137,10 +145,23 @@ async fn lead(
     }
 }
 
-/// Whether a leader's controller still accepts connections.
-async fn is_alive(leader: Leader) -> bool {
+/// Whether a leader's controller still accepts connections. If its whole server refuses them, `known` tells
+/// since when: the store may be without a leader too, and once it has one the server was dead for long enough.
+async fn is_alive(leader: Leader, known: Arc<std::sync::Mutex<Option<Refusal>>>) -> bool {
     let connect = tokio::net::TcpStream::connect(leader.address);
-    matches!(tokio::time::timeout(ALIVE_LIMIT, connect).await, Ok(Ok(_)))
+    let is_alive = matches!(tokio::time::timeout(ALIVE_LIMIT, connect).await, Ok(Ok(_)));
+    let is_refusing = !is_alive && all_refuse(leader.address.ip()).await;
+    let mut known = refusal(&known);
+    if !is_refusing {
+        *known = None;
+    } else if known.as_ref().is_none_or(|known| known.server != leader.server) {
+        *known = Some(Refusal { server: leader.server, since: active::now() });
+    }
+    is_alive
+}
+
+fn refusal(known: &std::sync::Mutex<Option<Refusal>>) -> std::sync::MutexGuard<'_, Option<Refusal>> {
+    known.lock().expect("no code panics while it holds what is known")
 }
 
 async fn leader_address(store: &Arc<FollowingStore>) -> watch::Receiver<Option<SocketAddr>> {

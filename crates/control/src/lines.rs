@@ -15,6 +15,7 @@ use kopek_link::http::Api;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
+use crate::active;
 use crate::reports::Reports;
 
 const CONNECT_LIMIT: Duration = Duration::from_millis(500);
@@ -73,14 +74,16 @@ async fn hold_line(api: Api, reports: Arc<Reports>, server: ServerId, address: I
         let _: Result<serde_json::Value, _> =
             api.call(Method::GET, agent, "/line", None::<&()>, Duration::from_secs(3600)).await;
         if all_refuse(address).await {
-            reports.mark_refused(&server);
+            reports.refuse(&server, active::now());
+        } else {
+            reports.answer(&server);
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
 /// Whether every process of Kopek on that server is gone while its network answers.
-async fn all_refuse(address: IpAddr) -> bool {
+pub async fn all_refuse(address: IpAddr) -> bool {
     for port in [AGENT_PORT, GATE_PORT, SQL_PORT, CONTROL_PORT] {
         let connected = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect((address, port))).await;
         match connected {

@@ -1,7 +1,7 @@
 //! What agents report. Never stored: agents push it every second, and at once on a change, to the active
 //! controller, which keeps the latest of each server.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,17 +20,14 @@ pub struct Observed {
     /// lower one has not seen it yet.
     #[serde(default)]
     pub generations: BTreeMap<ServerId, u64>,
-    /// Servers that this controller has never heard of and whose agent's port refuses: so a new controller
-    /// need not wait out the silence of one that died with the controller before it.
+    /// Servers all of whose ports refuse connections, and since when: nobody need wait out their silence.
     #[serde(default)]
-    pub refused: BTreeSet<ServerId>,
+    pub refused: BTreeMap<ServerId, Moment>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     pub at: Moment,
-    /// The connection broke and the agent's port refuses: no need to wait out the silence.
-    pub refused: bool,
     pub report: Report,
 }
 

@@ -144,7 +144,7 @@ fn ten_thousand_sites_on_a_hundred_servers_are_planned_in_no_time() {
             disk_free: Bytes(0),
             memory_free: Bytes(0),
         };
-        (name.clone(), Seen { at: now, refused: false, report })
+        (name.clone(), Seen { at: now, report })
     };
     let observed = Observed { servers: desired.servers.keys().map(seen).collect(), ..Observed::default() };
 

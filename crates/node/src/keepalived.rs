@@ -109,7 +109,9 @@ impl Keepalived {
             text,
             "global_defs {{\n    router_id {}\n    vrrp_version 3\n    \
              # At once and a second later: a switch may miss one, and asks no second time.\n    \
-             vrrp_garp_master_delay 1\n    vrrp_garp_master_repeat 2\n}}\n\
+             vrrp_garp_master_delay 1\n    vrrp_garp_master_repeat 2\n    \
+             # Before the instances: an advert that waits for a busy processor moves the address for nothing.\n    \
+             vrrp_priority -20\n    vrrp_no_swap\n}}\n\
              # 1 in the file: lower than every well edge, but alone it still takes the address.\n\
              track_file edge {{\n    file \"{}\"\n    weight -253\n}}\n",
             self.server,

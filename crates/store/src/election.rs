@@ -36,7 +36,7 @@ const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// etcd's members takes, which alone must not move control; the fence holds meanwhile.
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(4);
 /// How often a standby asks whether the leader's controller lives, and how long it waits for the answer.
-const ALIVE_EVERY: Duration = Duration::from_millis(300);
+const ALIVE_EVERY: Duration = Duration::from_millis(100);
 const ALIVE_LIMIT: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(100);
 

@@ -110,7 +110,8 @@ impl<'a> Draft<'a> {
     }
 
     fn is_fresh(&self, seen: &Seen) -> bool {
-        !seen.refused && self.now.millis_since(seen.at) <= self.desired.cell.silence_ms
+        !self.observed.refused.contains_key(&seen.report.server)
+            && self.now.millis_since(seen.at) <= self.desired.cell.silence_ms
     }
 
     /// Whether reports that are still missing may simply be on their way to a new controller.

@@ -7,9 +7,9 @@ use crate::observed::{MemberState, Report};
 use super::step::{Action, Subject};
 use super::{Draft, seconds};
 
-/// A refused connection proves that the agent is not there. The pause leaves one that is being upgraded
-/// time to come back: a restart takes 50 ms, here six times that.
-const REFUSED_MS: u64 = 300;
+/// Refused connections prove that nothing of Kopek runs there. The pause leaves a server on which all of it is
+/// being upgraded at once time to come back: a restart takes 50 ms, here four times that.
+const REFUSED_MS: u64 = 200;
 
 pub(super) fn keep_standings(draft: &mut Draft) {
     declare_dead(draft);
@@ -57,16 +57,13 @@ fn declare_dead(draft: &mut Draft) {
         }
     }
     for server in refused {
-        draft.act(Action::DeclareDead { server }, "its agent's port refuses connections");
+        draft.act(Action::DeclareDead { server }, "its ports refuse connections");
     }
 }
 
 fn refuses(draft: &Draft, server: &ServerId) -> bool {
-    let refused = match draft.observed.servers.get(server) {
-        Some(seen) => seen.refused,
-        None => draft.observed.refused.contains(server),
-    };
-    refused && draft.silent_for(server) >= REFUSED_MS
+    let since = draft.observed.refused.get(server);
+    since.is_some_and(|since| draft.now.millis_since(*since) >= REFUSED_MS)
 }
 
 /// A server that returns needs only what somebody else could give it or do without: after a power loss of

@@ -10,11 +10,15 @@ use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptio
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
+use super::rooted;
+use crate::moving::MOVED_KEY;
 use crate::store::StoreError;
 
 /// etcd answers in 1–16 ms, also while disk and cores are loaded. Longer: it is dead, frozen or cut off.
 const REQUEST_LIMIT: Duration = Duration::from_secs(1);
-/// How long members are tried in turn: longer than an election among them takes (1–2 s).
+/// A request that took longer than this may have been passed on to a leader that had just died.
+const STALLED: Duration = Duration::from_millis(60);
+/// How long members are tried in turn: longer than an election among them takes (0.3–0.6 s, twice that after a split vote).
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Between two rounds through all members.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -122,10 +126,18 @@ impl Members {
         let mut tried = 0;
         loop {
             let (index, client) = self.current();
-            let (outcome, why) = match timeout(REQUEST_LIMIT, request(client)).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => judge(error),
-                Err(_) => (Outcome::Unknown, format!("silent for {} ms", REQUEST_LIMIT.as_millis())),
+            let answered = async {
+                tokio::select! {
+                    biased;
+                    answer = timeout(REQUEST_LIMIT, request(client.clone())) => Some(answer),
+                    () = leader_lost(client) => None,
+                }
+            };
+            let (outcome, why) = match answered.await {
+                Some(Ok(Ok(answer))) => return Ok(answer),
+                Some(Ok(Err(error))) => judge(error),
+                Some(Err(_)) => (Outcome::Unknown, format!("silent for {} ms", REQUEST_LIMIT.as_millis())),
+                None => (Outcome::Unknown, "the members changed their leader meanwhile".to_owned()),
             };
             match outcome {
                 Outcome::NotFound => return Err(Failure::NotFound(why)),
@@ -144,6 +156,18 @@ impl Members {
                 sleep(PAUSE).await;
             }
         }
+    }
+}
+
+/// Resolves when the member that keeps a request waiting says that the leader changed meanwhile. A member that
+/// does not know yet that its leader is dead passes proposals on to nobody, and tells no one that they are lost;
+/// a read which waits beside them it does end, once another leader is there.
+async fn leader_lost(client: Client) {
+    sleep(STALLED).await;
+    let read = client.kv_client().get(rooted(MOVED_KEY), None).await;
+    if read.is_ok() {
+        // Only slow.
+        std::future::pending::<()>().await;
     }
 }
 

@@ -201,6 +201,22 @@ async fn commits_and_watches_go_on_when_the_leader_freezes_under_load() {
     assert!(longest < Duration::from_secs(5), "{longest:?}");
 }
 
+/// A follower passes the commit on to the dead leader and waits for an answer that never comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_a_dying_leader_took_along_is_settled_as_soon_as_another_leads() {
+    let mut cluster = Cluster::start(&Cell::new()).await;
+    let leader = cluster.leader();
+    let store = cluster.store((leader + 1) % 3).await;
+    store.commit(vec![], vec![put("/k", "before")]).await.unwrap();
+    cluster.kill(leader);
+    let error = store.commit(vec![], vec![put("/k", "after")]).await.unwrap_err();
+    assert!(
+        matches!(&error, StoreError::Uncertain { why, .. } if why.contains("changed their leader")),
+        "{error}"
+    );
+    store.commit(vec![], vec![put("/k", "again")]).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_majority_the_store_says_so() {
     let mut cluster = Cluster::start(&Cell::new()).await;
