@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use kopek_core::ServerId;
-use kopek_core::config::{AGENT_PORT, CONTROL_PORT, GATE_PORT, SQL_PORT};
+use kopek_core::config::{AGENT_PORT, CONTROL_PORT, GATE_PORT, POOL_PORT, SQL_PORT};
 use kopek_core::desired::Server;
 use kopek_link::http::Api;
 use tokio::net::TcpStream;
@@ -20,7 +20,7 @@ use crate::reports::Reports;
 
 const CONNECT_LIMIT: Duration = Duration::from_millis(500);
 /// Between two looks at a server that does not hold its line.
-const RETRY: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_millis(50);
 
 /// The lines of one active controller; they end with it.
 pub struct Lines {
@@ -82,9 +82,10 @@ async fn hold_line(api: Api, reports: Arc<Reports>, server: ServerId, address: I
     }
 }
 
-/// Whether every process of Kopek on that server is gone while its network answers.
+/// Whether every process of Kopek on that server is gone while its network answers. The pool's member too: it
+/// goes on when all of Kopek's services are restarted at once.
 pub async fn all_refuse(address: IpAddr) -> bool {
-    for port in [AGENT_PORT, GATE_PORT, SQL_PORT, CONTROL_PORT] {
+    for port in [AGENT_PORT, GATE_PORT, SQL_PORT, CONTROL_PORT, POOL_PORT] {
         let connected = tokio::time::timeout(CONNECT_LIMIT, TcpStream::connect((address, port))).await;
         match connected {
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => {}

@@ -22,6 +22,8 @@ pub const SQL_PORT: u16 = 7403;
 pub const DISCOVERY_PORT: u16 = 7404;
 /// The embedded store, served to the cell's servers by the agent that hosts it.
 pub const STORE_PORT: u16 = 7405;
+/// Of the pool's group: Galera's own.
+pub const POOL_PORT: u16 = 4567;
 
 /// The folders of one server. On a virtual server the same paths lie in its own mount namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

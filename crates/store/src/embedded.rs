@@ -171,7 +171,12 @@ impl Inner {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
-    tokio::task::spawn_blocking(work).await.expect("work on the store neither panics nor is cancelled")
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime ends, and whoever waits for this with it.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// Feeds one watch from the history; see `Watch::fed_by`.

@@ -21,7 +21,7 @@ use crate::store::{
 };
 use crate::watch::Watch;
 pub use members::Pems;
-use members::{ANSWER_MAX, Failure, Members, Repeat};
+use members::{ANSWER_MAX, Failure, Members, Request};
 
 /// How the product starts its etcd members (3.4), beside names, addresses, folders and certificates:
 /// - a heartbeat of 50 ms and an election after 300 ms without one, so that a new leader is there in 0.3–0.6 s:
@@ -65,7 +65,7 @@ impl Store for EtcdStore {
         let options = GetOptions::new().with_prefix();
         let mut answer = self
             .members
-            .call(Repeat::Freely, |client| {
+            .call(Request::Read, |client| {
                 let mut client = client.kv_client().max_decoding_message_size(ANSWER_MAX);
                 let options = options.clone();
                 async move { client.get(rooted(prefix), Some(options)).await }
@@ -79,7 +79,7 @@ impl Store for EtcdStore {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let answer = self
             .members
-            .call(Repeat::Freely, |mut client| async move { client.get(rooted(key), None).await })
+            .call(Request::Read, |mut client| async move { client.get(rooted(key), None).await })
             .await?;
         answer.kvs().first().map(entry).transpose()
     }
@@ -97,7 +97,7 @@ impl Store for EtcdStore {
             .or_else([TxnOp::get(rooted(MOVED_KEY), None)]);
         let answer = self
             .members
-            .call(Repeat::Never, |mut client| {
+            .call(Request::Write, |mut client| {
                 let transaction = transaction.clone();
                 async move { client.txn(transaction).await }
             })
@@ -124,17 +124,19 @@ impl Store for EtcdStore {
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
         let seconds = whole_ttl(ttl).as_secs() as i64;
         // A repeated grant may leave a lease that nobody knows; it expires.
-        let answer = self
-            .members
-            .call(Repeat::Freely, |mut client| async move { client.lease_grant(seconds, None).await })
-            .await?;
+        let answer =
+            self.members
+                .call(Request::RepeatableWrite, |mut client| async move {
+                    client.lease_grant(seconds, None).await
+                })
+                .await?;
         Ok(LeaseId(answer.id()))
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         let kept = self
             .members
-            .call(Repeat::Freely, |mut client| async move {
+            .call(Request::RepeatableWrite, |mut client| async move {
                 // The first message goes out with the call; etcd-client reads its answer and turns a lease
                 // that is gone into an error.
                 client.lease_keep_alive(lease.0).await.map(drop)
@@ -146,7 +148,9 @@ impl Store for EtcdStore {
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         let revoked = self
             .members
-            .call(Repeat::Freely, |mut client| async move { client.lease_revoke(lease.0).await.map(drop) })
+            .call(Request::RepeatableWrite, |mut client| async move {
+                client.lease_revoke(lease.0).await.map(drop)
+            })
             .await;
         revoked.map_err(|error| lost_if_not_found(lease, error))
     }

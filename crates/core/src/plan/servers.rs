@@ -7,9 +7,9 @@ use crate::observed::{MemberState, Report};
 use super::step::{Action, Subject};
 use super::{Draft, seconds};
 
-/// Refused connections prove that nothing of Kopek runs there. The pause leaves a server on which all of it is
-/// being upgraded at once time to come back: a restart takes 50 ms, here four times that.
-const REFUSED_MS: u64 = 200;
+/// Refused connections prove that nothing of Kopek runs there, nor a pool member. The pause leaves a server
+/// without one on which all of Kopek is being upgraded at once time to come back: a restart takes 50 ms.
+const REFUSED_MS: u64 = 100;
 
 pub(super) fn keep_standings(draft: &mut Draft) {
     declare_dead(draft);

@@ -5,13 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kopek_core::config::Dirs;
+use kopek_core::config::{Dirs, POOL_PORT};
 
 use super::{CLIENT_PORT, MemberConfig};
 use crate::daemon::{Account, DaemonError};
 
-/// Group traffic. State transfers use the next port, and 4444.
-pub const GROUP_PORT: u16 = 4567;
+/// Whole state transfers; incremental ones use the port after the group's.
 const TRANSFER_PORT: u16 = 4444;
 pub const PACKAGE: &str = "mariadb-server";
 pub const PROVIDER: &str = "/usr/lib/galera/libgalera_smm.so";
@@ -72,7 +71,7 @@ impl Home {
     /// `gcomm://10.0.0.1,10.0.0.2`
     pub fn group_url<'a>(group: impl Iterator<Item = &'a IpAddr>) -> String {
         let members: Vec<String> =
-            group.map(|address| SocketAddr::new(*address, GROUP_PORT).to_string()).collect();
+            group.map(|address| SocketAddr::new(*address, POOL_PORT).to_string()).collect();
         format!("gcomm://{}", members.join(","))
     }
 
@@ -81,7 +80,7 @@ impl Home {
         let file = |name: &str| self.tls().join(name).display().to_string();
         let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
         let provider = [
-            format!("gmcast.listen_addr=ssl://{}", SocketAddr::new(*address, GROUP_PORT)),
+            format!("gmcast.listen_addr=ssl://{}", SocketAddr::new(*address, POOL_PORT)),
             format!("socket.ssl_ca={ca};socket.ssl_cert={cert};socket.ssl_key={key}"),
             // The agents evict a member whose server is dead; this is for when they cannot. At 1 s two members
             // that joined at once on a loaded machine suspected the healthy ones, and the pool fell apart.

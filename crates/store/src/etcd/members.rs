@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
@@ -54,11 +54,13 @@ pub(super) struct Members {
     current: AtomicUsize,
 }
 
-/// Whether a request may be sent again after its answer was lost.
+/// What a request does, and so whether it may be sent again after its answer was lost.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Repeat {
-    Freely,
-    Never,
+pub(super) enum Request {
+    Read,
+    /// Doing it twice does no harm.
+    RepeatableWrite,
+    Write,
 }
 
 /// Why a request got no good answer.
@@ -118,7 +120,7 @@ impl Members {
     }
 
     /// Sends a request until a member answers it.
-    pub async fn call<T, F>(&self, repeat: Repeat, request: impl Fn(Client) -> F) -> Result<T, Failure>
+    pub async fn call<T, F>(&self, kind: Request, request: impl Fn(Client) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Error>>,
     {
@@ -130,7 +132,7 @@ impl Members {
                 tokio::select! {
                     biased;
                     answer = timeout(REQUEST_LIMIT, request(client.clone())) => Some(answer),
-                    () = leader_lost(client) => None,
+                    () = leader_lost(client), if kind != Request::Read => None,
                 }
             };
             let (outcome, why) = match answered.await {
@@ -145,7 +147,7 @@ impl Members {
                 Outcome::NotDone | Outcome::Unknown => self.leave(index, &why),
             }
             let store = || self.members[index].0.clone();
-            if outcome == Outcome::Unknown && repeat == Repeat::Never {
+            if outcome == Outcome::Unknown && kind == Request::Write {
                 return Err(Failure::Other(StoreError::Uncertain { store: store(), why }));
             }
             if Instant::now() >= patience {
@@ -159,16 +161,23 @@ impl Members {
     }
 }
 
-/// Resolves when the member that keeps a request waiting says that the leader changed meanwhile. A member that
-/// does not know yet that its leader is dead passes proposals on to nobody, and tells no one that they are lost;
-/// a read which waits beside them it does end, once another leader is there.
+/// Resolves when the leader changed while a member keeps a write waiting. A member that does not know yet that
+/// its leader is dead passes writes on to nobody, and tells no one that they are lost. A read that waits for
+/// the leader it does end, once there is another.
 async fn leader_lost(client: Client) {
+    let before = term(&client, GetOptions::new().with_serializable()).await;
     sleep(STALLED).await;
-    let read = client.kv_client().get(rooted(MOVED_KEY), None).await;
-    if read.is_ok() {
+    let now = term(&client, GetOptions::new()).await;
+    if now.is_some() && now == before {
         // Only slow.
         std::future::pending::<()>().await;
     }
+}
+
+/// Raft's, which grows with every election.
+async fn term(client: &Client, options: GetOptions) -> Option<u64> {
+    let answer = client.kv_client().get(rooted(MOVED_KEY), Some(options.with_keys_only())).await.ok()?;
+    Some(answer.header()?.raft_term())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
