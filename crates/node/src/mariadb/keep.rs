@@ -31,6 +31,9 @@ const PROBE_STARTING: Duration = Duration::from_millis(50);
 const PROBE: Duration = Duration::from_millis(500);
 /// A member that is being copied is not interrupted because its donor was silent for a moment.
 const HOLD_PATIENCE: Duration = Duration::from_secs(3);
+/// While it looks for its group, mariadbd heeds no signal for 30 s (`pc.wait_prim_timeout`), and after a total
+/// power loss every member does. It has served nobody yet, so nothing is lost.
+const GRACE_STARTING: Duration = Duration::from_secs(1);
 /// A member whose state transfer failed closes its connection and stays up, for ever ("node restart required").
 /// One that starts connects before it answers, so this leaves room only for slowness.
 const UNCONNECTED_PATIENCE: Duration = Duration::from_secs(3);
@@ -259,7 +262,11 @@ impl Keeper {
 
     async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
-            running.daemon.stop(GRACE).await;
+            let grace = match running.progress {
+                Progress::Starting => GRACE_STARTING,
+                Progress::Answered => GRACE,
+            };
+            running.daemon.stop(grace).await;
         }
         self.found = None;
     }

@@ -210,6 +210,22 @@ fn a_pool_forms_loses_members_one_by_one_and_all_at_once_and_keeps_what_was_comm
     assert!(log.contains("mariabackup SST completed on joiner"));
 }
 
+/// As after a total power loss: mariadbd by itself gives up after 30 s.
+#[test]
+fn a_member_that_looks_for_a_group_which_is_not_there_stops_when_told() {
+    let pool = pool("w", 12, 2);
+    pool.order(0, Start::Join);
+    let log = pool.members[0].server.log("mariadbd");
+    eventually("it looks for the group", SOON, || {
+        std::fs::read_to_string(&log).ok().filter(|text| text.contains("connecting to group"))
+    });
+    pool.order(0, Start::Hold);
+    let before_it_gives_up = Duration::from_secs(20);
+    eventually("it stopped", before_it_gives_up, || {
+        pool.members[0].seen().filter(|seen| seen.state == MemberState::Stopped)
+    });
+}
+
 fn signal(pid: i32, signal: nix::sys::signal::Signal) {
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
 }
