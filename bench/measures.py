@@ -184,14 +184,15 @@ def vip_holder_killed(rack, kills):
     for nth in range(kills):
         holders = sorted(rack.holders().items())
         vip, victim = holders[nth % len(holders)]
+        roles = rack.roles(victim, SITE)
         visits = asyncio.run(connect_while_killed(rack, victim, vip))
         failed = [each for each in visits if each.fault]
         gap = 0.0
         if failed:
             last = max(each.begun for each in failed)
             gap = min(each.ended for each in visits if not each.fault and each.begun > last) - failed[0].begun
-        details.append({"victim": victim, "gap_s": round(gap, 3), "failed": len(failed)})
-        say(f"{victim} with {vip} killed: {gap:.2f} s without answers")
+        details.append({"victim": victim, "roles": roles, "gap_s": round(gap, 3), "failed": len(failed)})
+        say(f"{victim} ({', '.join(roles) or 'plain'}) with {vip} killed: {gap:.2f} s without answers")
         rack.recover(victim)
         until(lambda: rack.counts(SITE)[1] >= 2, f"2 instances of {SITE}")
     worst = max(detail["gap_s"] for detail in details)
