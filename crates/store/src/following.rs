@@ -52,6 +52,8 @@ struct Home {
     store: Arc<dyn Store>,
     /// Unknown until the store was found to be the home, and again once it is known to have moved.
     epoch: Option<u64>,
+    /// The migration whose pointer led here.
+    led_by: Option<String>,
 }
 
 /// A store that was the home when it was last looked at.
@@ -75,7 +77,7 @@ impl FollowingStore {
             me: me.clone(),
             dirs: dirs.clone(),
             location: watch::Sender::new(location.clone()),
-            home: Mutex::new(Home { location, store, epoch: None }),
+            home: Mutex::new(Home { location, store, epoch: None, led_by: None }),
             departures: watch::Sender::new(0),
         });
         let follower = tokio::spawn(inner.clone().follow()).abort_handle();
@@ -199,15 +201,16 @@ impl Inner {
     async fn settle(&self, home: &mut Home) -> Result<u64, StoreError> {
         let patience = Instant::now() + PATIENCE;
         loop {
-            let marker = home.store.get(MOVED_KEY).await?;
-            match marker.map(|marker| Moving::parse(&marker.value)).transpose()? {
-                None | Some(Moving::Frozen) => break,
-                Some(Moving::Moved { to, .. } | Moving::Filling { was: Some(to), .. }) => {
-                    home.store = open(&to, &self.identity, &self.me, &self.dirs).await?;
-                    home.location = to;
+            let Some(marker) = home.store.get(MOVED_KEY).await? else { break };
+            match Moving::parse(&marker.value)? {
+                Moving::Frozen => break,
+                Moving::Filling { migration, .. } if home.led_by.as_ref() == Some(&migration) => {
+                    open_filled(home.store.as_ref(), &marker).await?;
                 }
+                Moving::Moved { to, migration } => self.go(home, to, Some(migration)).await?,
+                Moving::Filling { was: Some(to), .. } => self.go(home, to, None).await?,
                 // Opened as soon as its source points to it.
-                Some(Moving::Filling { was: None, .. }) => {}
+                Moving::Filling { was: None, .. } => {}
             }
             if Instant::now() > patience {
                 return Err(StoreError::Moving);
@@ -222,6 +225,12 @@ impl Inner {
         }
         home.epoch = Some(epoch);
         Ok(epoch)
+    }
+
+    async fn go(&self, home: &mut Home, to: Location, led_by: Option<String>) -> Result<(), StoreError> {
+        let store = open(&to, &self.identity, &self.me, &self.dirs).await?;
+        *home = Home { location: to, store, epoch: None, led_by };
+        Ok(())
     }
 
     /// Ends the watches on a home that has moved; the next request looks for the new one.
@@ -251,6 +260,17 @@ impl Inner {
                 }
             }
         }
+    }
+}
+
+/// Opens the target of a move whose source points to it: from then on it holds everything, and its mover may be
+/// dead. Anybody may do it, once; who comes later conflicts.
+async fn open_filled(target: &dyn Store, marker: &Entry) -> Result<(), StoreError> {
+    let same = Compare::RevisionIs { key: MOVED_KEY.to_owned(), revision: marker.revision };
+    match target.commit(vec![same], vec![Op::Delete { key: MOVED_KEY.to_owned() }]).await {
+        // The marker will tell.
+        Ok(_) | Err(StoreError::Uncertain { .. }) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -7,7 +7,7 @@
 //! commits. What is held by leases stays behind: its owners renew it in the new store.
 //!
 //! Interrupted at any point it can be run again: before the pointer it starts anew, after it, it only opens
-//! the target.
+//! the target. So does everybody who follows the pointer (`following`): a mover that dies there holds up nobody.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! The marker key `/moved`: a store that has it is not, or not just now, the home of the cell's state.
-//! Written only by `migrate`; kept by every store in `commit`; followed by `FollowingStore`.
+//! Written only by `migrate`; kept by every store in `commit`; followed by `FollowingStore`, which also opens
+//! the target that it was pointed to.
 //!
 //! ```text
 //!  source:  (absent) ──freeze──▶ Frozen ──▶ Moved ──later refilled──▶ Filling ──▶ (absent)

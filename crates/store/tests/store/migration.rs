@@ -260,21 +260,64 @@ async fn a_move_interrupted_anywhere_can_be_run_again() {
     interrupted(Arc::new(dying), target.clone()).await;
     stores[1].commit(vec![], vec![put("/k", "3")]).await.unwrap();
     assert_eq!(*stores[1].location().borrow(), rig.embedded);
-    // Between the pointer and the opening of the target.
+    // Between the pointer and the opening of the target, while nobody follows.
+    drop(stores);
     let dying = DiesAt { store: target.clone(), here: opens };
     interrupted(source.clone(), Arc::new(dying)).await;
     assert!(matches!(source.commit(vec![], vec![put("/k", "lost?")]).await, Err(StoreError::Moved(_))));
     assert!(matches!(target.commit(vec![], vec![put("/k", "lost?")]).await, Err(StoreError::Moving)));
-    let waiting = tokio::spawn({
-        let store = stores[1].clone();
-        async move { store.commit(vec![], vec![put("/after", "4")]).await }
-    });
     // Run again, it only opens.
     rig.migrate(&rig.embedded, &rig.etcd).await.unwrap();
-    assert!(matches!(waiting.await.unwrap(), Ok(Commit::Done { .. })));
+    following(&rig.servers[1]).await.commit(vec![], vec![put("/after", "4")]).await.unwrap();
     let range = target.range("").await.unwrap();
     let found: Vec<_> = range.entries.iter().map(|e| (e.key.as_str(), e.value.as_slice())).collect();
     assert_eq!(found, [("/after", &b"4"[..]), ("/epoch", b"1"), ("/k", b"3")]);
+}
+
+/// The mover's power is cut between the pointer and the opening of the target.
+async fn moved_but_not_opened(rig: &Rig, from: &Location, to: &Location) {
+    let (source, target) = (rig.raw(from).await, rig.raw(to).await);
+    let dying = DiesAt { store: target, here: opens };
+    let moving = migrate(source.as_ref(), &dying, to);
+    assert!(tokio::time::timeout(Duration::from_secs(2), moving).await.is_err(), "it was not interrupted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_follow_finish_a_move_whose_mover_died() {
+    let rig = Rig::new().await;
+    let [store, _] = rig.following(&rig.embedded).await;
+    // The first target is new, the others were left behind by an earlier move.
+    for (n, (from, to)) in
+        [(&rig.embedded, &rig.etcd), (&rig.etcd, &rig.embedded), (&rig.embedded, &rig.etcd)]
+            .into_iter()
+            .enumerate()
+    {
+        store.commit(vec![], vec![put("/before", &n.to_string())]).await.unwrap();
+        moved_but_not_opened(&rig, from, to).await;
+        store.commit(vec![], vec![put("/after", &n.to_string())]).await.unwrap();
+        assert_eq!(*store.location().borrow(), *to);
+        let moved = rig.raw(to).await.range("").await.unwrap();
+        let value = |key: &str| moved.entries.iter().find(|e| e.key == key).map(|e| e.value.clone());
+        assert_eq!(value("/before"), Some(n.to_string().into_bytes()));
+        assert_eq!(value("/after"), Some(n.to_string().into_bytes()));
+        // Also for one that comes later and begins at the source.
+        from.write(&location_file(&rig.servers[1].dirs.etc)).unwrap();
+        let late = following(&rig.servers[1]).await;
+        assert_eq!(number(late.as_ref(), "/after").await.unwrap(), n);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_its_source_does_not_point_to_is_opened_by_nobody() {
+    let rig = Rig::new().await;
+    let (source, target) = (rig.raw(&rig.embedded).await, rig.raw(&rig.etcd).await);
+    source.commit(vec![], vec![put("/k", "v")]).await.unwrap();
+    let dying = DiesAt { store: source.clone(), here: |ops: &[Op]| writes(ops, "/moved", "moved") };
+    let moving = migrate(&dying, target.as_ref(), &rig.etcd);
+    assert!(tokio::time::timeout(Duration::from_secs(1), moving).await.is_err(), "it was not interrupted");
+    let [misled, _] = rig.following(&rig.etcd).await;
+    assert_eq!(misled.get("/k").await, Err(StoreError::Moving));
+    assert!(target.get("/moved").await.unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
