@@ -119,6 +119,9 @@ async fn lead(
     let open_office = async {
         let mut view = active.view.clone();
         if view.changed().await.is_ok() {
+            if let Err(error) = store_move::tidy_up(&active).await {
+                warn!(%error, "what a move of the store has left is not tidied up");
+            }
             to_office.send_replace(Some(Arc::clone(&active)));
         }
         std::future::pending::<()>().await

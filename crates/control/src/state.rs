@@ -111,7 +111,9 @@ impl CellState {
 
     fn delete(&mut self, key: &str) {
         self.revisions.remove(key);
-        if let Some(id) = id_in::<ServerId>(key, keys::SERVERS) {
+        if key == keys::STORE_MEMBERS {
+            self.store_members = StoreMembers::default();
+        } else if let Some(id) = id_in::<ServerId>(key, keys::SERVERS) {
             self.desired.servers.remove(&id);
         } else if let Some(name) = id_in::<ImageName>(key, keys::IMAGES) {
             self.desired.images.remove(&name);

@@ -47,6 +47,8 @@ pub struct Desk {
     pub member: Arc<Member>,
     pub assignment: watch::Receiver<Option<Assignment>>,
     pub host: Arc<StoreHost>,
+    /// Of the store's member that runs here.
+    pub store_cluster: watch::Receiver<Option<String>>,
 }
 
 pub fn router(desk: Arc<Desk>) -> Router {
@@ -58,6 +60,7 @@ pub fn router(desk: Arc<Desk>) -> Router {
     let cell = Router::new()
         .route("/line", get(line))
         .route("/store/open", post(open_store))
+        .route("/store/cluster", get(store_cluster))
         .route("/databases/{site}/dump", put(dump))
         .route("/databases/{site}", delete(drop_database))
         .layer(middleware::from_fn(only_servers));
@@ -92,6 +95,10 @@ async fn open_store(State(desk): State<Arc<Desk>>) -> Response {
         Ok(()) => Json(()).into_response(),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
     }
+}
+
+async fn store_cluster(State(desk): State<Arc<Desk>>) -> Json<Option<String>> {
+    Json(desk.store_cluster.borrow().clone())
 }
 
 /// Runs a command in an instance; answers with `ExecLine`s as they come, the exit code last.

@@ -86,7 +86,12 @@ pub fn follow(
     }));
     let file = folder.join(STORE_MEMBERS_FILE);
     tokio::spawn(mirror(store, keys::STORE_MEMBERS.to_owned(), move |entries| {
-        let members: StoreMembers = entries.values().next().and_then(parse).unwrap_or_default();
+        let members: StoreMembers = match entries.values().next().map(parse) {
+            Some(Some(members)) => members,
+            // Not understood is not the same as nobody: the members go on.
+            Some(None) => return,
+            None => StoreMembers::default(),
+        };
         to_members.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&members);
             if changed {

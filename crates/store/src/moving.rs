@@ -30,7 +30,8 @@ pub(crate) enum Moving {
     Moved { to: Location, migration: String },
     /// Being written by a migration; never opened yet. `was` tells where the state went when this store was
     /// the home earlier.
-    Filling { migration: String, was: Option<Location> },
+    /// `claim` is made up for each attempt: it tells this store from any other that is filled at the same address.
+    Filling { migration: String, claim: String, was: Option<Location> },
 }
 
 impl Moving {
