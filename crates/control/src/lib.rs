@@ -61,7 +61,9 @@ pub async fn run(dirs: Dirs, config: ServerConfig, identity: Identity) -> Result
     let address = SocketAddr::new(config.address, CONTROL_PORT);
     let listener =
         TcpListener::bind(address).await.map_err(|source| ControlError::Listen { address, source })?;
-    let store = FollowingStore::open(&dirs, &identity, &me).await?;
+    // This server's agent asks the others.
+    let agent = Arc::new(move || vec![address.ip()]);
+    let store = FollowingStore::open(&dirs, &identity, &me, agent).await?;
     let (to_office, active) = watch::channel(None);
     let leader = leader_address(&store).await;
     let router = api::router(Arc::new(Office { active, leader }));

@@ -83,7 +83,9 @@ pub async fn run(
 
     let socket = dirs.agent_socket();
     let parts = Parts::serve(&dirs).await.map_err(|source| AgentError::Socket { socket, source })?;
-    let store: Arc<FollowingStore> = FollowingStore::open(&dirs, &identity, &config.name).await?;
+    let folder = parts_folder(&dirs);
+    let peers = Arc::new(move || feed::remembered_peers(&folder));
+    let store: Arc<FollowingStore> = FollowingStore::open(&dirs, &identity, &config.name, peers).await?;
     let feed = feed::follow(store.clone(), &config.name, &parts_folder(&dirs), to_members);
     let member = Arc::new(Member::start(&dirs, MemberConfig::new(&config.name, config.address)));
     let edge = edge_health::watch_edge(dirs.edge_socket());
@@ -108,6 +110,7 @@ pub async fn run(
         assignment: feed.assignment.clone(),
         host,
         store_cluster,
+        store_location: store.location(),
     };
     let (serving, router) = (identity.clone(), api::router(Arc::new(desk)));
     tokio::spawn(async move { serve_https(&serving, listener, Clients::Members, router).await });

@@ -17,3 +17,4 @@ mod reporting;
 mod resolvers;
 mod store_host;
 pub mod store_member;
+pub mod whereabouts;

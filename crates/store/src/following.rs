@@ -1,5 +1,6 @@
 //! The store, wherever it is: starts from `<etc>/store.json`, and when the cell's state is moved, goes along,
-//! rewrites that file and has every watch answer `Compacted`. What agents and controllers hold.
+//! rewrites that file and has every watch answer `Compacted`. Where nothing answers, it looks where other
+//! servers say that the state is. What agents and controllers hold.
 //!
 //! Promise: no revision of one store is mistaken for one of another. The stores number their commits
 //! independently, so the number of moves so far (`/epoch`, written by `migrate`) is the upper part of every
@@ -15,13 +16,14 @@ use kopek_core::config::Dirs;
 use kopek_link::Identity;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
 
 use crate::location::{Location, location_file, open};
 use crate::moving::{EPOCH_KEY, MOVED_KEY, Moving, epoch_in};
 use crate::store::{Change, Commit, Compare, Entry, LeaseId, Op, Range, Revision, Store, StoreError};
 use crate::watch::{Watch, read_and_watch};
+use crate::whereabouts::{Acquaintances, Whereabouts};
 
 /// Revisions of one store below the epoch: 10^12 commits. With 13 bits of epochs above, a revision is exact
 /// in a JSON number of JavaScript too.
@@ -31,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Between attempts to watch the marker while the store does not answer.
 const RETRY: Duration = Duration::from_millis(500);
+/// A watch on a store that is gone for good waits for ever; so the marker is also read.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 pub struct FollowingStore {
     inner: Arc<Inner>,
@@ -41,6 +45,7 @@ struct Inner {
     identity: Identity,
     me: ServerId,
     dirs: Dirs,
+    whereabouts: Whereabouts,
     home: Mutex<Home>,
     location: watch::Sender<Location>,
     /// The number of times that the home was changed or left, for the watches.
@@ -69,6 +74,7 @@ impl FollowingStore {
         dirs: &Dirs,
         identity: &Identity,
         me: &ServerId,
+        acquaintances: Acquaintances,
     ) -> Result<Arc<FollowingStore>, StoreError> {
         let location = Location::read(&file(dirs))?;
         let store = open(&location, identity, me, dirs).await?;
@@ -76,6 +82,7 @@ impl FollowingStore {
             identity: identity.clone(),
             me: me.clone(),
             dirs: dirs.clone(),
+            whereabouts: Whereabouts::new(identity, acquaintances),
             location: watch::Sender::new(location.clone()),
             home: Mutex::new(Home { location, store, epoch: None, led_by: None }),
             departures: watch::Sender::new(0),
@@ -242,22 +249,43 @@ impl Inner {
         }
     }
 
-    /// Notices a move also while nobody commits.
+    /// Notices a move also while nobody commits, and one that it has missed.
     async fn follow(self: Arc<Inner>) {
         loop {
-            match self.home().await {
+            let looked = match self.home().await {
                 Ok(home) => match moved_away(home.store.as_ref()).await {
-                    Ok(()) => self.leave(&home).await,
-                    Err(_) => sleep(RETRY).await,
+                    Ok(()) => {
+                        self.leave(&home).await;
+                        continue;
+                    }
+                    Err(error) => error,
                 },
-                Err(error @ StoreError::Unavailable { .. }) => {
-                    tracing::debug!(%error, "looking for the cell's state");
-                    sleep(RETRY).await;
+                Err(error) => error,
+            };
+            match looked {
+                error @ StoreError::Unavailable { .. } => {
+                    debug!(%error, "looking for the cell's state");
+                    self.look_elsewhere().await;
                 }
-                Err(error) => {
-                    warn!(%error, "cannot follow the cell's state");
-                    sleep(RETRY).await;
+                error => warn!(%error, "cannot follow the cell's state"),
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Makes a store the home to which other servers' words lead.
+    async fn look_elsewhere(&self) {
+        let known = self.home.lock().await.location.clone();
+        for told in self.whereabouts.told(&known).await {
+            let Ok(store) = open(&told, &self.identity, &self.me, &self.dirs).await else { continue };
+            let mut found = Home { location: told, store, epoch: None, led_by: None };
+            match self.settle(&mut found).await {
+                Ok(_) => {
+                    *self.home.lock().await = found;
+                    self.departures.send_modify(|count| *count += 1);
+                    return;
                 }
+                Err(error) => debug!(at = %found.location, %error, "the cell's state is not there either"),
             }
         }
     }
@@ -284,7 +312,7 @@ async fn moved_away(store: &dyn Store) -> Result<(), StoreError> {
             Some(Moving::Frozen) | None => {}
         }
         // Whatever it says, also that it was compacted: look again.
-        let _ = watch.next().await;
+        let _ = timeout(LOOK_EVERY, watch.next()).await;
     }
 }
 

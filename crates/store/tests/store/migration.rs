@@ -59,7 +59,8 @@ impl Rig {
 }
 
 async fn following(server: &Server) -> Arc<FollowingStore> {
-    FollowingStore::open(&server.dirs, &server.identity, &server.id).await.unwrap()
+    let nobody = Arc::new(Vec::<std::net::IpAddr>::new);
+    FollowingStore::open(&server.dirs, &server.identity, &server.id, nobody).await.unwrap()
 }
 
 fn file(server: &Server) -> Arc<Embedded> {
