@@ -59,6 +59,8 @@ struct Home {
     epoch: Option<u64>,
     /// The migration whose pointer led here.
     led_by: Option<String>,
+    /// How and when looking for it failed last.
+    failed: Option<(Instant, StoreError)>,
 }
 
 /// A store that was the home when it was last looked at.
@@ -84,7 +86,7 @@ impl FollowingStore {
             dirs: dirs.clone(),
             whereabouts: Whereabouts::new(identity, acquaintances),
             location: watch::Sender::new(location.clone()),
-            home: Mutex::new(Home { location, store, epoch: None, led_by: None }),
+            home: Mutex::new(Home::at(location, store, None)),
             departures: watch::Sender::new(0),
         });
         let follower = tokio::spawn(inner.clone().follow()).abort_handle();
@@ -194,12 +196,27 @@ impl Settled {
     }
 }
 
+impl Home {
+    fn at(location: Location, store: Arc<dyn Store>, led_by: Option<String>) -> Home {
+        Home { location, store, epoch: None, led_by, failed: None }
+    }
+}
+
 impl Inner {
     async fn home(&self) -> Result<Settled, StoreError> {
+        let asked = Instant::now();
         let mut home = self.home.lock().await;
-        let epoch = match home.epoch {
-            Some(epoch) => epoch,
-            None => self.settle(&mut home).await?,
+        let epoch = match (home.epoch, &home.failed) {
+            (Some(epoch), _) => epoch,
+            // While this one waited for its turn: it would only fail in the same way, after seconds.
+            (None, Some((at, error))) if *at >= asked => return Err(error.clone()),
+            (None, _) => match self.settle(&mut home).await {
+                Ok(epoch) => epoch,
+                Err(error) => {
+                    home.failed = Some((Instant::now(), error.clone()));
+                    return Err(error);
+                }
+            },
         };
         Ok(Settled { store: home.store.clone(), epoch })
     }
@@ -236,7 +253,7 @@ impl Inner {
 
     async fn go(&self, home: &mut Home, to: Location, led_by: Option<String>) -> Result<(), StoreError> {
         let store = open(&to, &self.identity, &self.me, &self.dirs).await?;
-        *home = Home { location: to, store, epoch: None, led_by };
+        *home = Home::at(to, store, led_by);
         Ok(())
     }
 
@@ -275,10 +292,10 @@ impl Inner {
 
     /// Makes a store the home to which other servers' words lead.
     async fn look_elsewhere(&self) {
-        let known = self.home.lock().await.location.clone();
+        let known = self.location.borrow().clone();
         for told in self.whereabouts.told(&known).await {
             let Ok(store) = open(&told, &self.identity, &self.me, &self.dirs).await else { continue };
-            let mut found = Home { location: told, store, epoch: None, led_by: None };
+            let mut found = Home::at(told, store, None);
             match self.settle(&mut found).await {
                 Ok(_) => {
                     *self.home.lock().await = found;
