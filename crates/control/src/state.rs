@@ -151,3 +151,24 @@ fn set<T: DeserializeOwned>(key: &str, value: &[u8], with: impl FnOnce(T)) {
         Err(source) => error!(key, %source, "document in the store cannot be read; it is ignored"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn members_of_the_store_that_were_deleted_are_forgotten() {
+        let server = ServerId::parse("s1").expect("a name");
+        let members = StoreMembers {
+            cluster: "first".to_owned(),
+            members: [(server, Ipv4Addr::LOCALHOST.into())].into(),
+        };
+        let mut state = CellState::default();
+        state.wrote(&[put(keys::STORE_MEMBERS.to_owned(), &members)], 1);
+        assert_eq!(state.store_members, members);
+        state.take(&Change::Deleted { key: keys::STORE_MEMBERS.to_owned(), revision: 2 });
+        assert_eq!(state.store_members, StoreMembers::default());
+    }
+}
