@@ -62,7 +62,9 @@ pub async fn run(dirs: Dirs, config: ServerConfig, identity: Identity) -> Result
     let address = SocketAddr::new(config.address, CONTROL_PORT);
     let listener =
         TcpListener::bind(address).await.map_err(|source| ControlError::Listen { address, source })?;
-    let store = FollowingStore::open(&dirs, &identity, &me).await?;
+    // This server's agent asks the others.
+    let agent = Arc::new(move || vec![address.ip()]);
+    let store = FollowingStore::open(&dirs, &identity, &me, agent).await?;
     let (to_office, active) = watch::channel(None);
     let leader = leader_address(&store).await;
     let router = api::router(Arc::new(Office { active, leader }));
@@ -124,6 +126,9 @@ async fn lead(
     let open_office = async {
         let mut view = active.view.clone();
         if view.changed().await.is_ok() {
+            if let Err(error) = store_move::tidy_up(&active).await {
+                warn!(%error, "what a move of the store has left is not tidied up");
+            }
             to_office.send_replace(Some(Arc::clone(&active)));
         }
         std::future::pending::<()>().await

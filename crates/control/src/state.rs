@@ -111,7 +111,9 @@ impl CellState {
 
     fn delete(&mut self, key: &str) {
         self.revisions.remove(key);
-        if let Some(id) = id_in::<ServerId>(key, keys::SERVERS) {
+        if key == keys::STORE_MEMBERS {
+            self.store_members = StoreMembers::default();
+        } else if let Some(id) = id_in::<ServerId>(key, keys::SERVERS) {
             self.desired.servers.remove(&id);
         } else if let Some(name) = id_in::<ImageName>(key, keys::IMAGES) {
             self.desired.images.remove(&name);
@@ -147,5 +149,26 @@ fn set<T: DeserializeOwned>(key: &str, value: &[u8], with: impl FnOnce(T)) {
     match serde_json::from_slice(value) {
         Ok(document) => with(document),
         Err(source) => error!(key, %source, "document in the store cannot be read; it is ignored"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn members_of_the_store_that_were_deleted_are_forgotten() {
+        let server = ServerId::parse("s1").expect("a name");
+        let members = StoreMembers {
+            cluster: "first".to_owned(),
+            members: [(server, Ipv4Addr::LOCALHOST.into())].into(),
+        };
+        let mut state = CellState::default();
+        state.wrote(&[put(keys::STORE_MEMBERS.to_owned(), &members)], 1);
+        assert_eq!(state.store_members, members);
+        state.take(&Change::Deleted { key: keys::STORE_MEMBERS.to_owned(), revision: 2 });
+        assert_eq!(state.store_members, StoreMembers::default());
     }
 }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::desired::{Database, Limits, Policy};
+use crate::event::Event;
 use crate::id::{Digest, Domain, ImageName, InstanceId, ServerId, SiteName};
 use crate::units::{Bytes, Load, Moment};
 
@@ -171,6 +172,15 @@ pub struct CellView {
     pub blocked: Vec<String>,
     /// Nothing is left to do.
     pub converged: bool,
+}
+
+/// Answer of `GET /events?after=REVISION`: in the order in which they were written, each with its key. After a
+/// move of the store all of them come once more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventsAfter {
+    pub events: Vec<(String, Event)>,
+    /// To go on from.
+    pub after: u64,
 }
 
 /// What a joining server sends; the token is spent by it.

@@ -216,6 +216,9 @@ pub enum Internet {
 /// disk, since it must start its member before the store can be reached.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct StoreMembers {
+    /// Tells one move's etcd cluster from any other, on the same servers too: hexadecimal digits, made up anew
+    /// for each move.
+    pub cluster: String,
     pub members: BTreeMap<ServerId, IpAddr>,
 }
 

@@ -20,7 +20,8 @@ pub struct Event {
 }
 
 impl Event {
-    /// Keys sort as the events came; `nth` (a counter, taken modulo 10,000) tells events of one millisecond apart.
+    /// Keys sort by the clocks of the controllers that wrote them, which may differ: only the store's revision
+    /// tells what came after what. `nth` (a counter, taken modulo 10,000) tells events of one millisecond apart.
     pub fn key(&self, nth: u64) -> String {
         format!("{}{:015}-{:04}", crate::keys::EVENTS, self.at.0, nth % 10_000)
     }

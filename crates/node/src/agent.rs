@@ -78,11 +78,14 @@ pub async fn run(
 
     // The members of the store start from what is on disk, before the store can be asked.
     let (to_members, store_members) = watch::channel(feed::remembered_store_members(&parts_folder(&dirs)));
-    tokio::spawn(store_member::keep(dirs.clone(), config.name.clone(), store_members));
+    let (to_cluster, store_cluster) = watch::channel(None);
+    tokio::spawn(store_member::keep(dirs.clone(), config.name.clone(), store_members, to_cluster));
 
     let socket = dirs.agent_socket();
     let parts = Parts::serve(&dirs).await.map_err(|source| AgentError::Socket { socket, source })?;
-    let store: Arc<FollowingStore> = FollowingStore::open(&dirs, &identity, &config.name).await?;
+    let folder = parts_folder(&dirs);
+    let peers = Arc::new(move || feed::remembered_peers(&folder));
+    let store: Arc<FollowingStore> = FollowingStore::open(&dirs, &identity, &config.name, peers).await?;
     let feed = feed::follow(store.clone(), &config.name, &parts_folder(&dirs), to_members);
     let member = Arc::new(Member::start(&dirs, MemberConfig::new(&config.name, config.address)));
     let edge = edge_health::watch_edge(dirs.edge_socket());
@@ -106,6 +109,8 @@ pub async fn run(
         member: member.clone(),
         assignment: feed.assignment.clone(),
         host,
+        store_cluster,
+        store_location: store.location(),
     };
     let (serving, router) = (identity.clone(), api::router(Arc::new(desk)));
     tokio::spawn(async move { serve_https(&serving, listener, Clients::Members, router).await });

@@ -24,6 +24,7 @@ use kopek_core::config::{Dirs, ServerConfig};
 use kopek_core::{InstanceId, SiteName};
 use kopek_instance::Who;
 use kopek_link::identity::Peer;
+use kopek_store::Location;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
@@ -31,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 use crate::instances::Instances;
 use crate::mariadb::{DumpError, Member};
 use crate::store_host::StoreHost;
+use crate::whereabouts;
 
 /// What a command in an instance may read on standard input, with some room for base64.
 const EXEC_BODY_MAX: usize = 96 << 20;
@@ -47,6 +49,9 @@ pub struct Desk {
     pub member: Arc<Member>,
     pub assignment: watch::Receiver<Option<Assignment>>,
     pub host: Arc<StoreHost>,
+    /// Of the store's member that runs here.
+    pub store_cluster: watch::Receiver<Option<String>>,
+    pub store_location: watch::Receiver<Location>,
 }
 
 pub fn router(desk: Arc<Desk>) -> Router {
@@ -58,10 +63,13 @@ pub fn router(desk: Arc<Desk>) -> Router {
     let cell = Router::new()
         .route("/line", get(line))
         .route("/store/open", post(open_store))
+        .route("/store/cluster", get(store_cluster))
         .route("/databases/{site}/dump", put(dump))
         .route("/databases/{site}", delete(drop_database))
         .layer(middleware::from_fn(only_servers));
-    people.merge(cell).with_state(desk)
+    let whereabouts =
+        whereabouts::router(desk.store_location.clone()).layer(middleware::from_fn(only_servers));
+    people.merge(cell).with_state(desk).merge(whereabouts)
 }
 
 async fn only_admins(request: Request, next: Next) -> Response {
@@ -92,6 +100,10 @@ async fn open_store(State(desk): State<Arc<Desk>>) -> Response {
         Ok(()) => Json(()).into_response(),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
     }
+}
+
+async fn store_cluster(State(desk): State<Arc<Desk>>) -> Json<Option<String>> {
+    Json(desk.store_cluster.borrow().clone())
 }
 
 /// Runs a command in an instance; answers with `ExecLine`s as they come, the exit code last.

@@ -14,8 +14,9 @@ use kopek_core::ServerId;
 use kopek_core::config::Dirs;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tracing::info;
 
-use crate::daemon::{Program, Supervised};
+use crate::daemon::{Daemon, Program, Supervised};
 
 /// Where the store's clients connect, with a certificate of the cell.
 pub const CLIENT_PORT: u16 = 2379;
@@ -30,6 +31,8 @@ pub const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct EtcdMember {
     pub name: ServerId,
+    /// Members of different clusters never talk to each other, nor use each other's data.
+    pub cluster: String,
     pub address: IpAddr,
     /// Every member's address, this one's among them, as the cluster is when this member first starts.
     pub members: BTreeMap<ServerId, IpAddr>,
@@ -48,14 +51,28 @@ pub enum Origin {
 pub enum EtcdError {
     #[error("cannot make the store's folder {path}")]
     Folder { path: PathBuf, source: io::Error },
+    #[error("cannot remove {path}, the data of a store that the cell has left")]
+    Stale { path: PathBuf, source: io::Error },
 }
 
 impl EtcdMember {
-    /// Starts or adopts it and keeps it running. The certificates are those in `<etc>`.
-    pub fn keep(&self, dirs: &Dirs) -> Result<Supervised, EtcdError> {
-        let folder = dirs.state.join("etcd");
+    /// Starts or adopts it and keeps it running. The certificates are those in `<etc>`. What runs of another
+    /// cluster is stopped, and what such clusters left on this server is deleted.
+    pub async fn keep(&self, dirs: &Dirs) -> Result<Supervised, EtcdError> {
+        let folder = self.folder(dirs);
+        // Made below, before a start: what runs without it is of another cluster.
+        if !folder.exists()
+            && let Some(stale) = Daemon::adopt(dirs, "etcd")
+        {
+            stale.stop(GRACE).await;
+        }
+        remove_all_but(&clusters(dirs), &self.cluster)?;
         private_folder(&folder).map_err(|source| EtcdError::Folder { path: folder, source })?;
         Ok(Supervised::keep(dirs, self.program(dirs), || ()))
+    }
+
+    fn folder(&self, dirs: &Dirs) -> PathBuf {
+        clusters(dirs).join(&self.cluster)
     }
 
     fn program(&self, dirs: &Dirs) -> Program {
@@ -78,13 +95,14 @@ impl EtcdMember {
             args.push(arg);
         };
         option("name", self.name.as_str().into());
-        option("data-dir", dirs.state.join("etcd").into());
+        option("data-dir", self.folder(dirs).into());
         option("listen-client-urls", format!("https://{client},https://{local}").into());
         option("advertise-client-urls", format!("https://{client}").into());
         option("listen-peer-urls", format!("https://{peer}").into());
         option("initial-advertise-peer-urls", format!("https://{peer}").into());
         option("initial-cluster", members.join(",").into());
         option("initial-cluster-state", origin.into());
+        option("initial-cluster-token", self.cluster.as_str().into());
         option("listen-metrics-urls", format!("http://{HEALTH}").into());
         for prefix in ["", "peer-"] {
             option(&format!("{prefix}cert-file"), dirs.etc.join("server.pem").into());
@@ -116,6 +134,28 @@ pub async fn is_healthy() -> bool {
         io::Result::Ok(answer.contains("200 OK") && answer.contains("\"health\":\"true\""))
     };
     matches!(tokio::time::timeout(Duration::from_secs(2), asked).await, Ok(Ok(true)))
+}
+
+/// The data of this server's member, in a folder named for its cluster.
+fn clusters(dirs: &Dirs) -> PathBuf {
+    dirs.state.join("etcd")
+}
+
+fn remove_all_but(folder: &Path, kept: &str) -> Result<(), EtcdError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(EtcdError::Stale { path: folder.to_owned(), source }),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|source| EtcdError::Stale { path: folder.to_owned(), source })?;
+        if entry.file_name() != kept {
+            let path = entry.path();
+            info!(path = %path.display(), "removes the data of a store that the cell has left");
+            fs::remove_dir_all(&path).map_err(|source| EtcdError::Stale { path, source })?;
+        }
+    }
+    Ok(())
 }
 
 /// etcd refuses a data folder that others may read.

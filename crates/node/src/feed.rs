@@ -3,6 +3,7 @@
 //! what it knew. A stale generation changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,13 @@ pub fn remembered_store_members(folder: &Path) -> Option<StoreMembers> {
     recall(folder, STORE_MEMBERS_FILE)
 }
 
+/// The servers that were alive when this one last heard of them.
+pub fn remembered_peers(folder: &Path) -> Vec<IpAddr> {
+    let assignment: Option<Assignment> = recall(folder, ASSIGNMENT_FILE);
+    assignment.iter().flat_map(|assignment| assignment.peers.values()).map(|gate| gate.ip()).collect()
+}
+
+const ASSIGNMENT_FILE: &str = "assignment.json";
 const STORE_MEMBERS_FILE: &str = "store-members.json";
 
 /// `folder` keeps the copies.
@@ -46,8 +54,8 @@ pub fn follow(
     folder: &Path,
     to_members: watch::Sender<Option<StoreMembers>>,
 ) -> Feed {
-    let (to_assignment, assignment) = watch::channel(recall(folder, "assignment.json"));
-    let file = folder.join("assignment.json");
+    let (to_assignment, assignment) = watch::channel(recall(folder, ASSIGNMENT_FILE));
+    let file = folder.join(ASSIGNMENT_FILE);
     let (to_confirmed, confirmed) = watch::channel(None);
     let nothing = nothing_for(me);
     let mut heard = false;
@@ -86,7 +94,12 @@ pub fn follow(
     }));
     let file = folder.join(STORE_MEMBERS_FILE);
     tokio::spawn(mirror(store, keys::STORE_MEMBERS.to_owned(), move |entries| {
-        let members: StoreMembers = entries.values().next().and_then(parse).unwrap_or_default();
+        let members: StoreMembers = match entries.values().next().map(parse) {
+            Some(Some(members)) => members,
+            // Not understood is not the same as nobody: the members go on.
+            Some(None) => return,
+            None => StoreMembers::default(),
+        };
         to_members.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&members);
             if changed {

@@ -16,4 +16,5 @@ pub mod mariadb;
 mod reporting;
 mod resolvers;
 mod store_host;
-mod store_member;
+pub mod store_member;
+pub mod whereabouts;

@@ -1,5 +1,6 @@
 //! The store, wherever it is: starts from `<etc>/store.json`, and when the cell's state is moved, goes along,
-//! rewrites that file and has every watch answer `Compacted`. What agents and controllers hold.
+//! rewrites that file and has every watch answer `Compacted`. Where nothing answers, it looks where other
+//! servers say that the state is. What agents and controllers hold.
 //!
 //! Promise: no revision of one store is mistaken for one of another. The stores number their commits
 //! independently, so the number of moves so far (`/epoch`, written by `migrate`) is the upper part of every
@@ -15,13 +16,14 @@ use kopek_core::config::Dirs;
 use kopek_link::Identity;
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
 
 use crate::location::{Location, location_file, open};
 use crate::moving::{EPOCH_KEY, MOVED_KEY, Moving, epoch_in};
 use crate::store::{Change, Commit, Compare, Entry, LeaseId, Op, Range, Revision, Store, StoreError};
 use crate::watch::{Watch, read_and_watch};
+use crate::whereabouts::{Acquaintances, Whereabouts};
 
 /// Revisions of one store below the epoch: 10^12 commits. With 13 bits of epochs above, a revision is exact
 /// in a JSON number of JavaScript too.
@@ -31,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Between attempts to watch the marker while the store does not answer.
 const RETRY: Duration = Duration::from_millis(500);
+/// A watch on a store that is gone for good waits for ever; so the marker is also read.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 pub struct FollowingStore {
     inner: Arc<Inner>,
@@ -41,6 +45,7 @@ struct Inner {
     identity: Identity,
     me: ServerId,
     dirs: Dirs,
+    whereabouts: Whereabouts,
     home: Mutex<Home>,
     location: watch::Sender<Location>,
     /// The number of times that the home was changed or left, for the watches.
@@ -52,6 +57,10 @@ struct Home {
     store: Arc<dyn Store>,
     /// Unknown until the store was found to be the home, and again once it is known to have moved.
     epoch: Option<u64>,
+    /// The migration whose pointer led here.
+    led_by: Option<String>,
+    /// How and when looking for it failed last.
+    failed: Option<(Instant, StoreError)>,
 }
 
 /// A store that was the home when it was last looked at.
@@ -67,6 +76,7 @@ impl FollowingStore {
         dirs: &Dirs,
         identity: &Identity,
         me: &ServerId,
+        acquaintances: Acquaintances,
     ) -> Result<Arc<FollowingStore>, StoreError> {
         let location = Location::read(&file(dirs))?;
         let store = open(&location, identity, me, dirs).await?;
@@ -74,8 +84,9 @@ impl FollowingStore {
             identity: identity.clone(),
             me: me.clone(),
             dirs: dirs.clone(),
+            whereabouts: Whereabouts::new(identity, acquaintances),
             location: watch::Sender::new(location.clone()),
-            home: Mutex::new(Home { location, store, epoch: None }),
+            home: Mutex::new(Home::at(location, store, None)),
             departures: watch::Sender::new(0),
         });
         let follower = tokio::spawn(inner.clone().follow()).abort_handle();
@@ -185,12 +196,27 @@ impl Settled {
     }
 }
 
+impl Home {
+    fn at(location: Location, store: Arc<dyn Store>, led_by: Option<String>) -> Home {
+        Home { location, store, epoch: None, led_by, failed: None }
+    }
+}
+
 impl Inner {
     async fn home(&self) -> Result<Settled, StoreError> {
+        let asked = Instant::now();
         let mut home = self.home.lock().await;
-        let epoch = match home.epoch {
-            Some(epoch) => epoch,
-            None => self.settle(&mut home).await?,
+        let epoch = match (home.epoch, &home.failed) {
+            (Some(epoch), _) => epoch,
+            // While this one waited for its turn: it would only fail in the same way, after seconds.
+            (None, Some((at, error))) if *at >= asked => return Err(error.clone()),
+            (None, _) => match self.settle(&mut home).await {
+                Ok(epoch) => epoch,
+                Err(error) => {
+                    home.failed = Some((Instant::now(), error.clone()));
+                    return Err(error);
+                }
+            },
         };
         Ok(Settled { store: home.store.clone(), epoch })
     }
@@ -199,15 +225,16 @@ impl Inner {
     async fn settle(&self, home: &mut Home) -> Result<u64, StoreError> {
         let patience = Instant::now() + PATIENCE;
         loop {
-            let marker = home.store.get(MOVED_KEY).await?;
-            match marker.map(|marker| Moving::parse(&marker.value)).transpose()? {
-                None | Some(Moving::Frozen) => break,
-                Some(Moving::Moved { to, .. } | Moving::Filling { was: Some(to), .. }) => {
-                    home.store = open(&to, &self.identity, &self.me, &self.dirs).await?;
-                    home.location = to;
+            let Some(marker) = home.store.get(MOVED_KEY).await? else { break };
+            match Moving::parse(&marker.value)? {
+                Moving::Frozen => break,
+                Moving::Filling { migration, .. } if home.led_by.as_ref() == Some(&migration) => {
+                    open_filled(home.store.as_ref(), &marker).await?;
                 }
+                Moving::Moved { to, migration } => self.go(home, to, Some(migration)).await?,
+                Moving::Filling { was: Some(to), .. } => self.go(home, to, None).await?,
                 // Opened as soon as its source points to it.
-                Some(Moving::Filling { was: None, .. }) => {}
+                Moving::Filling { was: None, .. } => {}
             }
             if Instant::now() > patience {
                 return Err(StoreError::Moving);
@@ -224,6 +251,12 @@ impl Inner {
         Ok(epoch)
     }
 
+    async fn go(&self, home: &mut Home, to: Location, led_by: Option<String>) -> Result<(), StoreError> {
+        let store = open(&to, &self.identity, &self.me, &self.dirs).await?;
+        *home = Home::at(to, store, led_by);
+        Ok(())
+    }
+
     /// Ends the watches on a home that has moved; the next request looks for the new one.
     async fn leave(&self, left: &Settled) {
         let mut home = self.home.lock().await;
@@ -233,24 +266,56 @@ impl Inner {
         }
     }
 
-    /// Notices a move also while nobody commits.
+    /// Notices a move also while nobody commits, and one that it has missed.
     async fn follow(self: Arc<Inner>) {
         loop {
-            match self.home().await {
+            let looked = match self.home().await {
                 Ok(home) => match moved_away(home.store.as_ref()).await {
-                    Ok(()) => self.leave(&home).await,
-                    Err(_) => sleep(RETRY).await,
+                    Ok(()) => {
+                        self.leave(&home).await;
+                        continue;
+                    }
+                    Err(error) => error,
                 },
-                Err(error @ StoreError::Unavailable { .. }) => {
-                    tracing::debug!(%error, "looking for the cell's state");
-                    sleep(RETRY).await;
+                Err(error) => error,
+            };
+            match looked {
+                error @ StoreError::Unavailable { .. } => {
+                    debug!(%error, "looking for the cell's state");
+                    self.look_elsewhere().await;
                 }
-                Err(error) => {
-                    warn!(%error, "cannot follow the cell's state");
-                    sleep(RETRY).await;
+                error => warn!(%error, "cannot follow the cell's state"),
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Makes a store the home to which other servers' words lead.
+    async fn look_elsewhere(&self) {
+        let known = self.location.borrow().clone();
+        for told in self.whereabouts.told(&known).await {
+            let Ok(store) = open(&told, &self.identity, &self.me, &self.dirs).await else { continue };
+            let mut found = Home::at(told, store, None);
+            match self.settle(&mut found).await {
+                Ok(_) => {
+                    *self.home.lock().await = found;
+                    self.departures.send_modify(|count| *count += 1);
+                    return;
                 }
+                Err(error) => debug!(at = %found.location, %error, "the cell's state is not there either"),
             }
         }
+    }
+}
+
+/// Opens the target of a move whose source points to it: from then on it holds everything, and its mover may be
+/// dead. Anybody may do it, once; who comes later conflicts.
+async fn open_filled(target: &dyn Store, marker: &Entry) -> Result<(), StoreError> {
+    let same = Compare::RevisionIs { key: MOVED_KEY.to_owned(), revision: marker.revision };
+    match target.commit(vec![same], vec![Op::Delete { key: MOVED_KEY.to_owned() }]).await {
+        // The marker will tell.
+        Ok(_) | Err(StoreError::Uncertain { .. }) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -264,7 +329,7 @@ async fn moved_away(store: &dyn Store) -> Result<(), StoreError> {
             Some(Moving::Frozen) | None => {}
         }
         // Whatever it says, also that it was compacted: look again.
-        let _ = watch.next().await;
+        let _ = timeout(LOOK_EVERY, watch.next()).await;
     }
 }
 

@@ -4,7 +4,8 @@
 //! Three ways hold it, and one conformance suite (`tests/store/conformance.rs`) passes on all of them:
 //! `embedded` (redb, in the one process that opens the file), `served` (that process's store, for other
 //! processes and servers) and `etcd`. Everyone else holds a `FollowingStore`, which finds the state where
-//! `<etc>/store.json` says and goes along when `migrate` moves it. `election` makes one controller active.
+//! `<etc>/store.json` says, goes along when `migrate` moves it, and asks other servers when it is not there
+//! any more (`whereabouts`). `election` makes one controller active.
 
 pub mod election;
 pub mod embedded;
@@ -16,6 +17,7 @@ mod moving;
 pub mod served;
 mod store;
 mod watch;
+pub mod whereabouts;
 
 pub use embedded::Embedded;
 pub use etcd::EtcdStore;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,6 +44,17 @@ impl Location {
         let text = std::fs::read(path)
             .map_err(|error| fail(format!("{error}; `kopek server join` and `kopek cell init` write it")))?;
         serde_json::from_slice(&text).map_err(|error| fail(error.to_string()))
+    }
+
+    /// Addresses of the servers that keep it.
+    pub(crate) fn servers(&self) -> Vec<IpAddr> {
+        match self {
+            Location::Embedded { address, .. } => vec![address.ip()],
+            Location::Etcd { endpoints } => {
+                let addresses = endpoints.iter().filter_map(|url| url.strip_prefix("https://")?.parse().ok());
+                addresses.map(|address: SocketAddr| address.ip()).collect()
+            }
+        }
     }
 
     /// A reader finds the old content or the new, also after a power cut.
@@ -102,6 +113,15 @@ mod tests {
             assert_eq!(Location::read(&path).unwrap(), location);
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_location_names_its_servers() {
+        let etcd = Location::Etcd {
+            endpoints: vec!["https://10.0.0.1:2379".into(), "https://[fd00::2]:2379".into()],
+        };
+        let expected: [IpAddr; 2] = ["10.0.0.1".parse().unwrap(), "fd00::2".parse().unwrap()];
+        assert_eq!(etcd.servers(), expected);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! commits. What is held by leases stays behind: its owners renew it in the new store.
 //!
 //! Interrupted at any point it can be run again: before the pointer it starts anew, after it, it only opens
-//! the target.
+//! the target. So does everybody who follows the pointer (`following`): a mover that dies there holds up nobody.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -60,6 +60,8 @@ pub enum MigrateError {
     TargetBusy { to: Location },
     #[error("another migration took over the target at {to}; nothing was moved by this one")]
     Overtaken { to: Location },
+    #[error("the target at {to} is not wanted any more; nothing was moved, see `kopek cell show`")]
+    Unwanted { to: Location },
     #[error("the source changed too fast to be frozen for {FREEZES_MAX} times; try again when it is quieter")]
     TooBusy,
     #[error(
@@ -69,11 +71,13 @@ pub enum MigrateError {
 }
 
 /// Moves everything from one store to another, at `to_location` for those who follow. A target that was left
-/// behind by an earlier move, or half-filled from this source, is refilled; any other content is refused.
+/// behind by an earlier move, or half-filled from this source, is refilled; any other content is refused. It
+/// is moved only if `provided` holds in the source at its last change.
 pub async fn migrate(
     from: &dyn Store,
     to: &dyn Store,
     to_location: &Location,
+    provided: &[Compare],
 ) -> Result<Migrated, MigrateError> {
     let target = Target { store: to, location: to_location };
     let source = from.range("").await.map_err(MigrateError::Source)?;
@@ -97,10 +101,10 @@ pub async fn migrate(
         }
     }
     for _ in 0..FREEZES_MAX {
-        let Some(frozen) = freeze(from).await? else { continue };
+        let Some(frozen) = freeze(from, &target, provided).await? else { continue };
         let last = finish_copy(from, &mut copy, &frozen, &migration).await;
         if let Ok(Pointer::Written) = last {
-            target.open(copy.marker).await?;
+            target.open(&copy.claimed).await?;
             let keys = copy.content.len();
             info!(keys, to = %to_location, "moved the cell's state");
         }
@@ -125,12 +129,21 @@ enum Pointer {
 }
 
 /// Holds all commits to the source. Nothing if it was not confirmed.
-async fn freeze(from: &dyn Store) -> Result<Option<Frozen>, MigrateError> {
+async fn freeze(
+    from: &dyn Store,
+    target: &Target<'_>,
+    provided: &[Compare],
+) -> Result<Option<Frozen>, MigrateError> {
     let lease = from.grant(FREEZE).await.map_err(MigrateError::Source)?;
     let put = Op::Put { key: MOVED_KEY.to_owned(), value: Moving::Frozen.to_bytes(), lease: Some(lease) };
-    match from.commit(vec![Compare::Absent { key: MOVED_KEY.to_owned() }], vec![put]).await {
+    let mut compares = provided.to_vec();
+    compares.push(Compare::Absent { key: MOVED_KEY.to_owned() });
+    match from.commit(compares, vec![put]).await {
         Ok(Commit::Done { revision }) => Ok(Some(Frozen { lease, marker: revision })),
-        Ok(Commit::Conflict) => Err(MigrateError::SourceFrozen),
+        Ok(Commit::Conflict) => match from.get(MOVED_KEY).await.map_err(MigrateError::Source)? {
+            Some(_) => Err(MigrateError::SourceFrozen),
+            None => Err(MigrateError::Unwanted { to: target.location.clone() }),
+        },
         Err(StoreError::Uncertain { .. } | StoreError::LeaseLost { .. }) => {
             // Should it have been frozen, it thaws; if this is not heard either, when the lease runs out.
             let _ = from.revoke(lease).await;
@@ -209,8 +222,8 @@ struct Target<'a> {
 /// The target while it is filled.
 struct Copy<'a> {
     target: &'a Target<'a>,
-    /// Every write compares it: whoever claims the target later stops this one.
-    marker: Revision,
+    /// The mark, as this one made it. Every write compares it: whoever claims the target later stops this one.
+    claimed: Compare,
     content: BTreeMap<String, Vec<u8>>,
     epoch: u64,
 }
@@ -230,29 +243,31 @@ impl<'a> Target<'a> {
                 return Err(MigrateError::TargetNotEmpty { to: self.location.clone(), keys });
             }
             Some((Moving::Moved { to, .. }, revision)) => (Some(to), marker_is(revision)),
-            Some((Moving::Filling { migration: found, was }, revision)) if found == migration => {
+            Some((Moving::Filling { migration: found, was, .. }, revision)) if found == migration => {
                 (was, marker_is(revision))
             }
             Some(_) => return Err(MigrateError::TargetBusy { to: self.location.clone() }),
         };
-        let filling = Moving::Filling { migration: migration.to_owned(), was };
-        let put = Op::Put { key: MOVED_KEY.to_owned(), value: filling.to_bytes(), lease: None };
-        let marker = match self.store.commit(vec![before], vec![put]).await {
-            Ok(Commit::Done { revision }) => revision,
+        let claim = format!("{:032x}", rand::random::<u128>());
+        let filling = Moving::Filling { migration: migration.to_owned(), claim, was }.to_bytes();
+        let put = Op::Put { key: MOVED_KEY.to_owned(), value: filling.clone(), lease: None };
+        match self.store.commit(vec![before], vec![put]).await {
+            Ok(Commit::Done { .. }) => {}
             Ok(Commit::Conflict) => return Err(MigrateError::Overtaken { to: self.location.clone() }),
             Err(error) => return Err(self.failed(error)),
-        };
+        }
+        let claimed = Compare::ValueIs { key: MOVED_KEY.to_owned(), value: filling };
         let content = found.entries.into_iter().filter(|entry| entry.key != MOVED_KEY);
         let content = content.map(|entry| (entry.key, entry.value)).collect();
-        Ok(Copy { target: self, marker, content, epoch })
+        Ok(Copy { target: self, claimed, content, epoch })
     }
 
     /// Takes the mark away: from here on it is the home. There is no way back, so it is insisted on.
-    async fn open(&self, marker: Revision) -> Result<(), MigrateError> {
+    async fn open(&self, claimed: &Compare) -> Result<(), MigrateError> {
         let deadline = Instant::now() + INSIST;
         loop {
             let delete = Op::Delete { key: MOVED_KEY.to_owned() };
-            match self.store.commit(vec![marker_is(marker)], vec![delete]).await {
+            match self.store.commit(vec![claimed.clone()], vec![delete]).await {
                 // A conflict: an earlier attempt has succeeded unheard, or another run has opened it.
                 Ok(_) => return Ok(()),
                 Err(source) if Instant::now() > deadline => {
@@ -268,7 +283,7 @@ impl<'a> Target<'a> {
         let found = self.store.range("").await.map_err(|error| self.failed(error))?;
         match marker_in(&found).map_err(|error| self.failed(error))? {
             Some((Moving::Filling { migration: filled, .. }, revision)) if filled == migration => {
-                self.open(revision).await?;
+                self.open(&marker_is(revision)).await?;
                 Ok(Migrated { keys: found.entries.len() - 1 })
             }
             _ => Err(MigrateError::SourceMoved { to: self.location.clone() }),
@@ -305,7 +320,7 @@ impl Copy<'_> {
     async fn write(&self, batch: Vec<Op>) -> Result<(), MigrateError> {
         let deadline = Instant::now() + FREEZE;
         loop {
-            match self.target.store.commit(vec![marker_is(self.marker)], batch.clone()).await {
+            match self.target.store.commit(vec![self.claimed.clone()], batch.clone()).await {
                 Ok(Commit::Done { .. }) => return Ok(()),
                 Ok(Commit::Conflict) => {
                     return Err(MigrateError::Overtaken { to: self.target.location.clone() });

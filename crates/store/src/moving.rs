@@ -1,5 +1,6 @@
 //! The marker key `/moved`: a store that has it is not, or not just now, the home of the cell's state.
-//! Written only by `migrate`; kept by every store in `commit`; followed by `FollowingStore`.
+//! Written only by `migrate`; kept by every store in `commit`; followed by `FollowingStore`, which also opens
+//! the target that it was pointed to.
 //!
 //! ```text
 //!  source:  (absent) ──freeze──▶ Frozen ──▶ Moved ──later refilled──▶ Filling ──▶ (absent)
@@ -29,7 +30,8 @@ pub(crate) enum Moving {
     Moved { to: Location, migration: String },
     /// Being written by a migration; never opened yet. `was` tells where the state went when this store was
     /// the home earlier.
-    Filling { migration: String, was: Option<Location> },
+    /// `claim` is made up for each attempt: it tells this store from any other that is filled at the same address.
+    Filling { migration: String, claim: String, was: Option<Location> },
 }
 
 impl Moving {

@@ -1,15 +1,11 @@
-//! The cell as a whole: its state, pool, events, and where its store lies.
+//! The cell as a whole: its state, its pool, and where its store lies.
 
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::Query;
 use kopek_core::api::{CellView, MemberView, MigrateStore, PoolView, VipView};
-use kopek_core::event::Event;
-use kopek_core::keys;
 use kopek_core::observed::MemberState;
 use kopek_store::Location;
-use serde::Deserialize;
 
 use super::servers::member_name;
 use super::{Acting, Refused};
@@ -83,29 +79,6 @@ pub async fn pools(Acting(active): Acting) -> Json<Vec<PoolView>> {
         }
     }
     Json(vec![PoolView { name: "pool1".to_owned(), state, members, writers }])
-}
-
-#[derive(Deserialize)]
-pub struct After {
-    /// Key of the last event that was seen.
-    #[serde(default)]
-    after: String,
-}
-
-/// Events after a key, each with its own key so that a follower can go on from there.
-pub async fn events(
-    Acting(active): Acting,
-    Query(after): Query<After>,
-) -> Result<Json<Vec<(String, Event)>>, Refused> {
-    let range = active.store.range(keys::EVENTS).await?;
-    let mut events: Vec<(String, Event)> = range
-        .entries
-        .into_iter()
-        .filter(|entry| entry.key > after.after)
-        .filter_map(|entry| Some((entry.key, serde_json::from_slice(&entry.value).ok()?)))
-        .collect();
-    events.sort_by(|(one, _), (other, _)| one.cmp(other));
-    Ok(Json(events))
 }
 
 /// Moves the cell's state to the other kind of store. Answers when it is there.

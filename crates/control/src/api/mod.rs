@@ -3,6 +3,7 @@
 //! standby answers 421 and names the active one.
 
 mod cell;
+mod events;
 mod images;
 pub mod servers;
 mod sites;
@@ -37,7 +38,7 @@ pub fn router(office: Arc<Office>) -> Router {
     let people = Router::new()
         .route("/cell", get(cell::show))
         .route("/pools", get(cell::pools))
-        .route("/events", get(cell::events))
+        .route("/events", get(events::list))
         .route("/store/migrate", post(cell::migrate))
         .route("/servers", get(servers::list))
         .route("/servers/{name}", delete(servers::remove))

@@ -1,12 +1,13 @@
 //! `kopek events` and `kopek top`: following a cell.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
 use kopek_core::SiteName;
-use kopek_core::api::{InstanceView, ServerView};
-use kopek_core::event::Event;
+use kopek_core::api::{EventsAfter, InstanceView, ServerView};
+use kopek_core::event::{Event, KEPT};
 
 use super::Global;
 use super::instance::{INSTANCE_HEAD, instance_row};
@@ -34,19 +35,45 @@ pub struct Top {
 
 pub async fn events(global: &Global, wanted: Events) -> Result<()> {
     let cell = global.cell()?;
-    let mut after = String::new();
+    let mut followed = Followed::default();
     loop {
-        let events: Vec<(String, Event)> = cell.get(&format!("/events?after={after}")).await?;
-        for (key, event) in events {
+        let news = cell.get(&format!("/events?after={}", followed.after)).await?;
+        for event in followed.unseen(news) {
             if wanted.site.as_ref().is_none_or(|site| is_about(&event, site)) {
                 show(global.format(), &event)?;
             }
-            after = key;
         }
         if !wanted.follow {
             return Ok(());
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// How far the events were seen.
+#[derive(Default)]
+struct Followed {
+    after: u64,
+    /// Keys of the last events, as many as the store keeps: after a move of the store all come again.
+    seen: VecDeque<String>,
+}
+
+impl Followed {
+    fn unseen(&mut self, news: EventsAfter) -> Vec<Event> {
+        self.after = news.after;
+        let mut unseen = Vec::new();
+        for (key, event) in news.events {
+            if self.seen.contains(&key) {
+                continue;
+            }
+            // The store may hold a few more than it keeps, until the next event.
+            if self.seen.len() == 2 * KEPT {
+                self.seen.pop_front();
+            }
+            self.seen.push_back(key);
+            unseen.push(event);
+        }
+        unseen
     }
 }
 
@@ -102,5 +129,32 @@ pub async fn top(global: &Global, wanted: Top) -> Result<()> {
             return Ok(());
         }
         tokio::time::sleep(REFRESH_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kopek_core::Moment;
+
+    use super::*;
+
+    fn news(keys: &[&str], after: u64) -> EventsAfter {
+        let event = |key: &&str| {
+            let what = key.to_string();
+            (what.clone(), Event { at: Moment(1), subject: "s1".into(), what, reason: "a test".into() })
+        };
+        EventsAfter { events: keys.iter().map(event).collect(), after }
+    }
+
+    #[test]
+    fn an_event_is_shown_once_also_when_the_store_has_moved() {
+        let mut followed = Followed::default();
+        let mut shown = |news: EventsAfter| -> Vec<String> {
+            followed.unseen(news).into_iter().map(|event| event.what).collect()
+        };
+        assert_eq!(shown(news(&["b", "c"], 7)), ["b", "c"]);
+        assert_eq!(shown(news(&["a"], 8)), ["a"], "it came later, whatever its key");
+        assert_eq!(shown(news(&["a", "b", "c", "d"], 1 << 40)), ["d"], "moved");
+        assert_eq!(followed.after, 1 << 40);
     }
 }

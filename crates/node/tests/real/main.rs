@@ -6,3 +6,4 @@ mod etcd;
 mod keepalived;
 mod mariadb;
 mod rack;
+mod whereabouts;

@@ -55,7 +55,7 @@ impl Rack {
         let name = ServerId::parse(&format!("s{number}")).unwrap();
         let address: IpAddr = format!("10.93.{}.{number}", self.subnet).parse().unwrap();
         let netns = self.netns(number);
-        let link = format!("kt-{}{number}", self.tag);
+        let link = self.link(number);
         ip(&["netns", "add", &netns]);
         ip(&["-n", &netns, "link", "set", "lo", "up"]);
         ip(&["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &netns]);
@@ -82,6 +82,10 @@ impl Rack {
         format!("kt-{}-s{number}", self.tag)
     }
 
+    fn link(&self, number: usize) -> String {
+        format!("kt-{}{number}", self.tag)
+    }
+
     /// Also what an earlier run left that was killed.
     fn clear(&self) {
         for number in 1..=5 {
@@ -92,11 +96,10 @@ impl Rack {
                 }
                 ip(&["netns", "del", &netns]);
             }
+            // A namespace lives on for a minute where a connection was cut, and its link with it.
+            quietly(&["link", "del", &self.link(number)]);
         }
-        let _ = Command::new("ip")
-            .args(["link", "del", &self.bridge()])
-            .stderr(std::process::Stdio::null())
-            .status();
+        quietly(&["link", "del", &self.bridge()]);
     }
 }
 
@@ -164,6 +167,11 @@ pub fn eventually<T>(what: &str, limit: Duration, mut condition: impl FnMut() ->
 
 fn ip(args: &[&str]) {
     assert!(Command::new("ip").args(args).status().unwrap().success(), "ip {args:?}");
+}
+
+/// Fails when there is nothing to do.
+fn quietly(args: &[&str]) {
+    let _ = Command::new("ip").args(args).stderr(std::process::Stdio::null()).status();
 }
 
 fn pids_in(netns: &str) -> Vec<i32> {

@@ -54,12 +54,13 @@ impl Rig {
 
     async fn migrate(&self, from: &Location, to: &Location) -> Result<usize, MigrateError> {
         let (source, target) = (self.raw(from).await, self.raw(to).await);
-        migrate(source.as_ref(), target.as_ref(), to).await.map(|migrated| migrated.keys)
+        migrate(source.as_ref(), target.as_ref(), to, &[]).await.map(|migrated| migrated.keys)
     }
 }
 
 async fn following(server: &Server) -> Arc<FollowingStore> {
-    FollowingStore::open(&server.dirs, &server.identity, &server.id).await.unwrap()
+    let nobody = Arc::new(Vec::<std::net::IpAddr>::new);
+    FollowingStore::open(&server.dirs, &server.identity, &server.id, nobody).await.unwrap()
 }
 
 fn file(server: &Server) -> Arc<Embedded> {
@@ -188,7 +189,8 @@ async fn a_move_from_where_the_state_is_not_is_refused_with_where_it_is() {
     let elsewhere = Location::Etcd { endpoints: vec!["https://127.0.0.1:1".into()] };
     for to in [&rig.etcd, &elsewhere] {
         let target = rig.raw(&rig.etcd).await;
-        let error = migrate(rig.raw(&rig.embedded).await.as_ref(), target.as_ref(), to).await.unwrap_err();
+        let error =
+            migrate(rig.raw(&rig.embedded).await.as_ref(), target.as_ref(), to, &[]).await.unwrap_err();
         assert!(matches!(&error, MigrateError::SourceMoved { to } if *to == rig.etcd), "{error}");
     }
 }
@@ -227,6 +229,45 @@ impl<F: Fn(&[Op]) -> bool + Send + Sync> Store for DiesAt<F> {
     }
 }
 
+/// The first store up to its first commit, the second afterwards.
+struct Swapped {
+    stores: [Arc<dyn Store>; 2],
+    second: AtomicBool,
+}
+
+impl Swapped {
+    fn now(&self) -> &dyn Store {
+        self.stores[usize::from(self.second.load(Ordering::SeqCst))].as_ref()
+    }
+}
+
+#[async_trait]
+impl Store for Swapped {
+    async fn range(&self, prefix: &str) -> Result<Range, StoreError> {
+        self.now().range(prefix).await
+    }
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.now().get(key).await
+    }
+    async fn commit(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Commit, StoreError> {
+        let store = self.now();
+        self.second.store(true, Ordering::SeqCst);
+        store.commit(compares, ops).await
+    }
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        self.now().watch(prefix, from).await
+    }
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        self.now().grant(ttl).await
+    }
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.now().keep_alive(lease).await
+    }
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.now().revoke(lease).await
+    }
+}
+
 fn writes(ops: &[Op], wanted: &str, text: &str) -> bool {
     ops.iter().any(|op| match op {
         Op::Put { key, value, .. } => key == wanted && String::from_utf8_lossy(value).contains(text),
@@ -245,7 +286,7 @@ async fn a_move_interrupted_anywhere_can_be_run_again() {
     let (source, target) = (rig.raw(&rig.embedded).await, rig.raw(&rig.etcd).await);
     source.commit(vec![], vec![put("/k", "1"), put("/gone", "x")]).await.unwrap();
     let interrupted = async |from: Arc<dyn Store>, to: Arc<dyn Store>| {
-        let moving = migrate(from.as_ref(), to.as_ref(), &rig.etcd);
+        let moving = migrate(from.as_ref(), to.as_ref(), &rig.etcd, &[]);
         assert!(
             tokio::time::timeout(Duration::from_secs(2), moving).await.is_err(),
             "it was not interrupted"
@@ -260,21 +301,64 @@ async fn a_move_interrupted_anywhere_can_be_run_again() {
     interrupted(Arc::new(dying), target.clone()).await;
     stores[1].commit(vec![], vec![put("/k", "3")]).await.unwrap();
     assert_eq!(*stores[1].location().borrow(), rig.embedded);
-    // Between the pointer and the opening of the target.
+    // Between the pointer and the opening of the target, while nobody follows.
+    drop(stores);
     let dying = DiesAt { store: target.clone(), here: opens };
     interrupted(source.clone(), Arc::new(dying)).await;
     assert!(matches!(source.commit(vec![], vec![put("/k", "lost?")]).await, Err(StoreError::Moved(_))));
     assert!(matches!(target.commit(vec![], vec![put("/k", "lost?")]).await, Err(StoreError::Moving)));
-    let waiting = tokio::spawn({
-        let store = stores[1].clone();
-        async move { store.commit(vec![], vec![put("/after", "4")]).await }
-    });
     // Run again, it only opens.
     rig.migrate(&rig.embedded, &rig.etcd).await.unwrap();
-    assert!(matches!(waiting.await.unwrap(), Ok(Commit::Done { .. })));
+    following(&rig.servers[1]).await.commit(vec![], vec![put("/after", "4")]).await.unwrap();
     let range = target.range("").await.unwrap();
     let found: Vec<_> = range.entries.iter().map(|e| (e.key.as_str(), e.value.as_slice())).collect();
     assert_eq!(found, [("/after", &b"4"[..]), ("/epoch", b"1"), ("/k", b"3")]);
+}
+
+/// The mover's power is cut between the pointer and the opening of the target.
+async fn moved_but_not_opened(rig: &Rig, from: &Location, to: &Location) {
+    let (source, target) = (rig.raw(from).await, rig.raw(to).await);
+    let dying = DiesAt { store: target, here: opens };
+    let moving = migrate(source.as_ref(), &dying, to, &[]);
+    assert!(tokio::time::timeout(Duration::from_secs(2), moving).await.is_err(), "it was not interrupted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_follow_finish_a_move_whose_mover_died() {
+    let rig = Rig::new().await;
+    let [store, _] = rig.following(&rig.embedded).await;
+    // The first target is new, the others were left behind by an earlier move.
+    for (n, (from, to)) in
+        [(&rig.embedded, &rig.etcd), (&rig.etcd, &rig.embedded), (&rig.embedded, &rig.etcd)]
+            .into_iter()
+            .enumerate()
+    {
+        store.commit(vec![], vec![put("/before", &n.to_string())]).await.unwrap();
+        moved_but_not_opened(&rig, from, to).await;
+        store.commit(vec![], vec![put("/after", &n.to_string())]).await.unwrap();
+        assert_eq!(*store.location().borrow(), *to);
+        let moved = rig.raw(to).await.range("").await.unwrap();
+        let value = |key: &str| moved.entries.iter().find(|e| e.key == key).map(|e| e.value.clone());
+        assert_eq!(value("/before"), Some(n.to_string().into_bytes()));
+        assert_eq!(value("/after"), Some(n.to_string().into_bytes()));
+        // Also for one that comes later and begins at the source.
+        from.write(&location_file(&rig.servers[1].dirs.etc)).unwrap();
+        let late = following(&rig.servers[1]).await;
+        assert_eq!(number(late.as_ref(), "/after").await.unwrap(), n);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_its_source_does_not_point_to_is_opened_by_nobody() {
+    let rig = Rig::new().await;
+    let (source, target) = (rig.raw(&rig.embedded).await, rig.raw(&rig.etcd).await);
+    source.commit(vec![], vec![put("/k", "v")]).await.unwrap();
+    let dying = DiesAt { store: source.clone(), here: |ops: &[Op]| writes(ops, "/moved", "moved") };
+    let moving = migrate(&dying, target.as_ref(), &rig.etcd, &[]);
+    assert!(tokio::time::timeout(Duration::from_secs(1), moving).await.is_err(), "it was not interrupted");
+    let [misled, _] = rig.following(&rig.etcd).await;
+    assert_eq!(misled.get("/k").await, Err(StoreError::Moving));
+    assert!(target.get("/moved").await.unwrap().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -288,10 +372,51 @@ async fn a_move_goes_on_when_a_target_member_dies_under_it() {
     let leader = rig.cluster.leader();
     let etcd = rig.etcd.clone();
     let target = rig.cluster.store(leader).await;
-    let moving = tokio::spawn(async move { migrate(source.as_ref(), target.as_ref(), &etcd).await });
+    let moving = tokio::spawn(async move { migrate(source.as_ref(), target.as_ref(), &etcd, &[]).await });
     rig.cluster.kill(leader);
     assert_eq!(moving.await.unwrap().unwrap().keys, 41);
     assert_eq!(rig.raw(&rig.etcd).await.range("").await.unwrap().entries.len(), 41);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_whose_target_is_not_wanted_any_more_is_not_made() {
+    let rig = Rig::new().await;
+    let (source, target) = (rig.raw(&rig.embedded).await, rig.raw(&rig.etcd).await);
+    source.commit(vec![], vec![put("/members", "ours")]).await.unwrap();
+    let ours = [Compare::ValueIs { key: "/members".into(), value: b"ours".to_vec() }];
+    // Another controller decides otherwise while this one copies.
+    let slow = DiesAt { store: target.clone(), here: |ops: &[Op]| writes(ops, "/members", "") };
+    let moving = migrate(source.as_ref(), &slow, &rig.etcd, &ours);
+    assert!(tokio::time::timeout(Duration::from_secs(1), moving).await.is_err(), "it was not interrupted");
+    source.commit(vec![], vec![put("/members", "theirs")]).await.unwrap();
+    let error = migrate(source.as_ref(), target.as_ref(), &rig.etcd, &ours).await.unwrap_err();
+    assert!(matches!(error, MigrateError::Unwanted { .. }), "{error}");
+    source.commit(vec![], vec![put("/k", "goes on")]).await.unwrap();
+    assert!(target.get("/moved").await.unwrap().is_some(), "it is not opened");
+}
+
+/// A mover that was frozen goes on when the servers of its target have formed another cluster, for a later
+/// attempt, at the same address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mover_that_comes_too_late_writes_nothing_into_another_store_at_the_same_address() {
+    let rig = Rig::new().await;
+    let source = rig.raw(&rig.embedded).await;
+    source.commit(vec![], vec![put("/k", "v")]).await.unwrap();
+    let empty = |name: &str| {
+        let path = rig.servers[1].dirs.state.join(name);
+        Arc::new(Embedded::open(&path).unwrap()) as Arc<dyn Store>
+    };
+    let to = Location::Embedded { host: rig.servers[1].id.clone(), address: free_address() };
+    // Both stores count the same commits.
+    let (first, second) = (empty("first"), empty("second"));
+    let swapped = Swapped { stores: [first, second.clone()], second: AtomicBool::new(false) };
+    let late = migrate(source.as_ref(), &swapped, &to, &[]);
+    let again = DiesAt { store: second.clone(), here: |ops: &[Op]| writes(ops, "/k", "") };
+    let interrupted = migrate(source.as_ref(), &again, &to, &[]);
+    assert!(tokio::time::timeout(Duration::from_secs(1), interrupted).await.is_err());
+    let error = late.await.unwrap_err();
+    assert!(matches!(error, MigrateError::Overtaken { .. }), "{error}");
+    assert_eq!(second.range("").await.unwrap().entries.len(), 1, "only the mark");
 }
 
 /// As `control` does it: the source is the store that follows.
@@ -301,14 +426,14 @@ async fn a_following_store_can_be_the_source_of_its_own_move() {
     let [store, _] = rig.following(&rig.embedded).await;
     store.commit(vec![], vec![put("/k", "v")]).await.unwrap();
     let target = rig.raw(&rig.etcd).await;
-    let moving = migrate(store.as_ref(), target.as_ref(), &rig.etcd);
+    let moving = migrate(store.as_ref(), target.as_ref(), &rig.etcd, &[]);
     tokio::time::timeout(Duration::from_secs(5), moving).await.expect("it does not wait for itself").unwrap();
     store.commit(vec![], vec![put("/k", "w")]).await.unwrap();
     assert_eq!(target.get("/k").await.unwrap().unwrap().value, b"w");
     let address: SocketAddr = free_address();
     let unreachable = Location::Embedded { host: rig.servers[1].id.clone(), address };
     let nowhere = rig.raw(&unreachable).await;
-    let error = migrate(store.as_ref(), nowhere.as_ref(), &unreachable).await.unwrap_err();
+    let error = migrate(store.as_ref(), nowhere.as_ref(), &unreachable, &[]).await.unwrap_err();
     assert!(matches!(error, MigrateError::Target { .. }), "{error}");
     store.commit(vec![], vec![put("/k", "goes on")]).await.unwrap();
 }
