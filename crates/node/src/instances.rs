@@ -15,7 +15,7 @@ use kopek_core::converge::{HostAction, Local};
 use kopek_core::desired::Internet;
 use kopek_core::observed::{Phase, SeenInstance};
 use kopek_core::part::SqlListener;
-use kopek_core::supervise::restart_delay;
+use kopek_core::supervise::{has_lasted, restart_delay};
 use kopek_core::{Bytes, Digest, InstanceId, Load, Moment, SiteName};
 use kopek_instance::{Gauge, InstanceSpec, LoadAverage, Reading, Running};
 use tokio::sync::mpsc;
@@ -28,8 +28,6 @@ const HTTP_PORT: u16 = 80;
 /// From start to the first answer. Starting takes a tenth of a second; a machine that boots with a hundred
 /// instances at once is slower.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
-/// An instance that served this long has outlived its restarts: the next one is the first again.
-const PROVEN: Duration = Duration::from_secs(60);
 /// Damping of the load average. The kernel's shortest is 60 s; a visitor should not wait that long for a
 /// second instance, and five seconds let every burst start one.
 const LOAD_WINDOW: Duration = Duration::from_secs(15);
@@ -305,9 +303,7 @@ impl Instances {
     fn fail(&mut self, id: InstanceId, speaker: Speaker, dir: PathBuf, why: String) {
         warn!(instance = %id, why, "failed");
         let Some(known) = self.known.get_mut(&id) else { return };
-        let proven =
-            known.phase == Phase::Serving && now().millis_since(known.since) >= PROVEN.as_millis() as u64;
-        if proven {
+        if known.phase == Phase::Serving && has_lasted(now().millis_since(known.since)) {
             known.failures = 0;
         }
         known.connected = false;
