@@ -129,7 +129,7 @@ impl Instances {
 
     /// For `converge`.
     pub fn local(&self) -> BTreeMap<InstanceId, Local> {
-        let known = self.known.iter().map(|(id, known)| (id.clone(), Local::Known(known.phase.clone())));
+        let known = self.known.iter().map(|(id, known)| (id.clone(), known.local()));
         known.chain(self.leftovers.iter().map(|id| (id.clone(), Local::Leftover))).collect()
     }
 
@@ -138,6 +138,7 @@ impl Instances {
             let meter = known.meter.as_ref();
             let seen = SeenInstance {
                 phase: known.phase.clone(),
+                number: known.number(),
                 since: known.since,
                 load: meter.map_or(Load(0), |meter| meter.load),
                 memory: meter.map_or(Bytes(0), |meter| meter.reading.memory),
@@ -402,6 +403,15 @@ impl Known {
             running: None,
             meter: None,
         }
+    }
+
+    fn local(&self) -> Local {
+        Local::Known { phase: self.phase.clone(), number: self.number() }
+    }
+
+    /// Its site's.
+    fn number(&self) -> Option<u32> {
+        self.spec.as_ref().map(|spec| spec.number)
     }
 
     fn enter(&mut self, phase: Phase) {
