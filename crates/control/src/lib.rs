@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use kopek_core::config::{CONTROL_PORT, Dirs, ServerConfig};
 use kopek_link::authority::ca_fingerprint;
+use kopek_link::clock::now;
 use kopek_link::discovery;
 use kopek_link::http::Api;
 use kopek_link::identity::Identity;
@@ -108,7 +109,7 @@ async fn lead(
         store: store.clone(),
         fence: leadership.fence(),
         location: store.location(),
-        reports: Arc::new(Reports::new(active::now())),
+        reports: Arc::new(Reports::new(now())),
         api: Api::new(identity.clone()),
         view,
         editing: Mutex::new(()),

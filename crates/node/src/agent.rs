@@ -23,6 +23,7 @@ use kopek_core::converge::{self, HostAction, converge};
 use kopek_core::observed::{Health, MemberState, Report, SeenMember};
 use kopek_core::part::FilesReport;
 use kopek_instance::network::NetworkError;
+use kopek_link::clock::now;
 use kopek_link::http::Api;
 use kopek_link::identity::Identity;
 use kopek_link::part::Parts;
@@ -33,7 +34,6 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::api::{self, Desk};
-use crate::clock::now;
 use crate::feed::{self, Feed, Routes};
 use crate::instances::{Instances, Word};
 use crate::keepalived::Keepalived;

@@ -18,10 +18,9 @@ use kopek_core::part::SqlListener;
 use kopek_core::supervise::{has_lasted, restart_delay};
 use kopek_core::{Bytes, Digest, InstanceId, Load, Moment, SiteName};
 use kopek_instance::{Gauge, InstanceSpec, LoadAverage, Reading, Running};
+use kopek_link::clock::now;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
-
-use crate::clock::now;
 
 /// Apache and nginx listen there in every image.
 const HTTP_PORT: u16 = 80;

@@ -2,7 +2,6 @@
 
 pub mod agent;
 mod api;
-mod clock;
 pub mod daemon;
 mod edge_health;
 pub mod etcd;
