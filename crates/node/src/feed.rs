@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kopek_core::assignment::{Assignment, StoredRoute};
+use kopek_core::assignment::Assignment;
 use kopek_core::desired::{Standing, StoreMembers};
 use kopek_core::part::Route;
 use kopek_core::{ServerId, SiteName, keys};
@@ -17,6 +17,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, warn};
+
+use crate::last_good::LastGood;
 
 /// Before the store is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(300);
@@ -38,6 +40,7 @@ pub fn remembered_store_members(folder: &Path) -> Option<StoreMembers> {
 }
 
 const STORE_MEMBERS_FILE: &str = "store-members.json";
+const ROUTES_FILE: &str = "routes.json";
 
 /// `folder` keeps the copies.
 pub fn follow(
@@ -71,12 +74,12 @@ pub fn follow(
         to_confirmed.send_replace(Some(next.generation));
         remember(&file, &next);
     }));
-    let (to_routes, routes) = watch::channel(recall::<Routes>(folder, "routes.json"));
-    let file = folder.join("routes.json");
+    let remembered = recall::<Routes>(folder, ROUTES_FILE);
+    let mut last_good = LastGood::new(remembered.as_deref().cloned().unwrap_or_default());
+    let (to_routes, routes) = watch::channel(remembered);
+    let file = folder.join(ROUTES_FILE);
     tokio::spawn(mirror(Arc::clone(&store), keys::ROUTES.to_owned(), move |entries| {
-        let parsed = entries.values().filter_map(parse::<StoredRoute>);
-        let routes: Routes =
-            Arc::new(parsed.map(|stored| (stored.route.site.clone(), stored.route)).collect());
+        let routes: Routes = Arc::new(last_good.take(entries).clone());
         remember(&file, &routes);
         to_routes.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&routes);

@@ -9,6 +9,7 @@ mod feed;
 mod hand_out;
 mod instances;
 pub mod keepalived;
+mod last_good;
 mod log_rotation;
 mod machine;
 pub mod mariadb;
