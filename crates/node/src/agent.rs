@@ -39,7 +39,7 @@ use crate::instances::{Instances, Word};
 use crate::keepalived::Keepalived;
 use crate::mariadb::{self, Evicted, Member, MemberConfig};
 use crate::store_host::{StoreHost, StoreHostError};
-use crate::{edge_health, hand_out, log_rotation, machine, reporting, store_member};
+use crate::{edge_health, hand_out, machine, reporting, site_logs, store_member};
 
 /// Loads are averages over samples this far apart, as in the kernel's own habit of seconds.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
@@ -83,6 +83,7 @@ pub async fn run(
     let socket = dirs.agent_socket();
     let parts = Parts::serve(&dirs).await.map_err(|source| AgentError::Socket { socket, source })?;
     let store: Arc<FollowingStore> = FollowingStore::open(&dirs, &identity, &config.name).await?;
+    let remembered_sites = feed::remembered_sites(&parts_folder(&dirs));
     let feed = feed::follow(store.clone(), &config.name, &parts_folder(&dirs), to_members);
     let member = Arc::new(Member::start(&dirs, MemberConfig::new(&config.name, config.address)));
     let edge = edge_health::watch_edge(dirs.edge_socket());
@@ -95,7 +96,7 @@ pub async fn run(
     );
     let (instances, words) = Instances::find(&config, launcher.clone());
     let instances = Arc::new(Mutex::new(instances));
-    tokio::spawn(log_rotation::keep_small(dirs.log.clone()));
+    tokio::spawn(site_logs::keep(dirs.log.clone(), remembered_sites, feed.sites.clone()));
     let (to_report, report) = watch::channel(None);
     tokio::spawn(reporting::push(Api::new(identity.clone()), report, leader_address(store.clone())));
     let desk = Desk {

@@ -25,6 +25,9 @@ const RETRY: Duration = Duration::from_millis(300);
 
 pub type Routes = Arc<BTreeMap<SiteName, Route>>;
 
+/// Every site of the cell with its number, where that is known.
+pub type Sites = BTreeMap<SiteName, Option<u32>>;
+
 pub struct Feed {
     pub assignment: watch::Receiver<Option<Assignment>>,
     /// Generation of the assignment that the store has told since this process began: what comes from the
@@ -32,11 +35,19 @@ pub struct Feed {
     pub confirmed: watch::Receiver<Option<u64>>,
     /// Nothing before the first word, of the store or of the disk.
     pub routes: watch::Receiver<Option<Routes>>,
+    /// By the store's own word: nothing before that.
+    pub sites: watch::Receiver<Option<Sites>>,
 }
 
 /// Who kept the store when this server last heard of it.
 pub fn remembered_store_members(folder: &Path) -> Option<StoreMembers> {
     recall(folder, STORE_MEMBERS_FILE)
+}
+
+/// The sites that there were when this server last heard of them.
+pub fn remembered_sites(folder: &Path) -> Sites {
+    let routes: BTreeMap<SiteName, Route> = recall(folder, ROUTES_FILE).unwrap_or_default();
+    routes.into_iter().map(|(site, route)| (site, Some(route.number))).collect()
 }
 
 const STORE_MEMBERS_FILE: &str = "store-members.json";
@@ -77,10 +88,17 @@ pub fn follow(
     let remembered = recall::<Routes>(folder, ROUTES_FILE);
     let mut last_good = LastGood::new(remembered.as_deref().cloned().unwrap_or_default());
     let (to_routes, routes) = watch::channel(remembered);
+    let (to_sites, sites) = watch::channel(None);
     let file = folder.join(ROUTES_FILE);
     tokio::spawn(mirror(Arc::clone(&store), keys::ROUTES.to_owned(), move |entries| {
         let routes: Routes = Arc::new(last_good.take(entries).clone());
         remember(&file, &routes);
+        to_sites.send_if_modified(|current| {
+            let sites = Some(last_good.sites());
+            let changed = *current != sites;
+            *current = sites;
+            changed
+        });
         to_routes.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&routes);
             *current = Some(routes);
@@ -101,7 +119,7 @@ pub fn follow(
             changed
         });
     }));
-    Feed { assignment, confirmed, routes }
+    Feed { assignment, confirmed, routes, sites }
 }
 
 /// The assignment of a server that the cell does not know.

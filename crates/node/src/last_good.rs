@@ -46,6 +46,12 @@ impl LastGood {
         self.unreadable = unreadable;
         &self.routes
     }
+
+    /// Sites that the store has a route of, with the number where it can be read.
+    pub fn sites(&self) -> BTreeMap<SiteName, Option<u32>> {
+        let unreadable = self.unreadable.iter().map(|site| (site.clone(), None));
+        unreadable.chain(self.routes.iter().map(|(site, route)| (site.clone(), Some(route.number)))).collect()
+    }
 }
 
 fn site_of(key: &str) -> Option<SiteName> {
@@ -76,7 +82,16 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(last_good.take(&stored("{}")), &good);
         }
+        assert_eq!(last_good.sites(), BTreeMap::from([(site(), Some(7))]));
         assert!(last_good.take(&BTreeMap::new()).is_empty());
+        assert!(last_good.sites().is_empty());
+    }
+
+    #[test]
+    fn a_route_that_never_could_be_read_is_missing_but_its_site_is_there() {
+        let mut last_good = LastGood::default();
+        assert!(last_good.take(&stored("{}")).is_empty());
+        assert_eq!(last_good.sites(), BTreeMap::from([(site(), None)]));
     }
 
     #[test]
