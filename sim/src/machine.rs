@@ -45,6 +45,7 @@ pub struct Machine {
 #[derive(Debug, Clone)]
 pub struct Container {
     pub phase: Phase,
+    pub number: Option<u32>,
     pub since: Moment,
     pub load: Load,
     pub restarts: u32,
@@ -165,22 +166,28 @@ impl Machine {
     fn running(&self) -> Running {
         let instances = self.instances.iter();
         Running {
-            instances: instances.map(|(id, c)| (id.clone(), Local::Known(c.phase.clone()))).collect(),
+            instances: instances.map(|(id, c)| (id.clone(), c.local())).collect(),
             images: self.images.clone(),
             volumes: self.volumes.clone(),
         }
     }
 
     fn act(&mut self, action: HostAction, now: Moment) {
-        let container =
-            |phase, restarts| Container { phase, since: now, load: Load(0), restarts, drained_at: None };
+        let container = |phase, number, restarts| Container {
+            phase,
+            number,
+            since: now,
+            load: Load(0),
+            restarts,
+            drained_at: None,
+        };
         match action {
-            HostAction::Create { id, .. } => {
+            HostAction::Create { id, instance } => {
                 let restarts = self.instances.get(&id).map_or(0, |c| c.restarts);
-                self.instances.insert(id, container(Phase::Starting, restarts));
+                self.instances.insert(id, container(Phase::Starting, Some(instance.number), restarts));
             }
             HostAction::Wait { id, what } => {
-                self.instances.insert(id, container(Phase::Waiting { what }, 0));
+                self.instances.insert(id, container(Phase::Waiting { what }, None, 0));
             }
             HostAction::Stop { id, .. } | HostAction::Clean { id } => {
                 self.instances.remove(&id);
@@ -211,10 +218,15 @@ impl Machine {
 }
 
 impl Container {
+    fn local(&self) -> Local {
+        Local::Known { phase: self.phase.clone(), number: self.number }
+    }
+
     fn seen(&self, now: Moment) -> SeenInstance {
         let busy = self.drained_at.is_none_or(|at| now.millis_since(at) < LEAVE_MS);
         SeenInstance {
             phase: self.phase.clone(),
+            number: self.number,
             since: self.since,
             load: self.load,
             memory: Bytes::mib(60),

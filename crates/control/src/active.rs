@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use kopek_core::config::Dirs;
 use kopek_core::event::Event;
 use kopek_core::{Moment, ServerId, SiteName};
+use kopek_link::clock::now;
 use kopek_link::http::Api;
 use kopek_link::identity::Identity;
 use kopek_store::{Commit, Compare, Location, Op, Store, StoreError};
@@ -82,9 +83,4 @@ impl Active {
         let reached = view.wait_for(|view| holds(view));
         matches!(tokio::time::timeout(limit, reached).await, Ok(Ok(_)))
     }
-}
-
-pub fn now() -> Moment {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    Moment(since.map_or(0, |since| since.as_millis() as u64))
 }

@@ -13,6 +13,7 @@ use kopek_core::config::{CONTROL_PORT, STORE_PORT, ServerConfig};
 use kopek_core::desired::{Cell, Server, Standing};
 use kopek_core::keys;
 use kopek_link::authority::{AuthorityError, CellAuthority, Csr};
+use kopek_link::clock::now;
 use kopek_link::dial::{DialError, fetch_ca};
 use kopek_link::discovery::{self, DiscoveryError};
 use kopek_link::http::{Api, ApiError};
@@ -20,7 +21,6 @@ use kopek_link::identity::{Identity, IdentityError};
 use kopek_store::location::location_file;
 use kopek_store::{Commit, Compare, Embedded, Location, Store, StoreError};
 
-use crate::active::now;
 use crate::api::servers::StoredAuthority;
 use crate::state::put;
 use crate::store_move::embedded_file;

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use kopek_core::config::{CONTROL_PORT, Dirs, ServerConfig};
 use kopek_link::authority::ca_fingerprint;
+use kopek_link::clock::now;
 use kopek_link::discovery;
 use kopek_link::http::Api;
 use kopek_link::identity::Identity;
@@ -115,7 +116,7 @@ async fn lead(
         store: store.clone(),
         fence: leadership.fence(),
         location: store.location(),
-        reports: Arc::new(Reports::new(active::now(), known)),
+        reports: Arc::new(Reports::new(now(), known)),
         api: Api::new(identity.clone()),
         view,
         editing: Mutex::new(()),
@@ -160,7 +161,7 @@ async fn is_alive(leader: Leader, known: Arc<std::sync::Mutex<Option<Refusal>>>)
     if !is_refusing {
         *known = None;
     } else if known.as_ref().is_none_or(|known| known.server != leader.server) {
-        *known = Some(Refusal { server: leader.server, since: active::now() });
+        *known = Some(Refusal { server: leader.server, since: now() });
     }
     is_alive
 }

@@ -11,11 +11,11 @@ use hyper::Method;
 use kopek_core::ServerId;
 use kopek_core::config::{AGENT_PORT, CONTROL_PORT, GATE_PORT, POOL_PORT, SQL_PORT};
 use kopek_core::desired::Server;
+use kopek_link::clock::now;
 use kopek_link::http::Api;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-use crate::active;
 use crate::reports::Reports;
 
 const CONNECT_LIMIT: Duration = Duration::from_millis(500);
@@ -74,7 +74,7 @@ async fn hold_line(api: Api, reports: Arc<Reports>, server: ServerId, address: I
         let _: Result<serde_json::Value, _> =
             api.call(Method::GET, agent, "/line", None::<&()>, Duration::from_secs(3600)).await;
         if all_refuse(address).await {
-            reports.refuse(&server, active::now());
+            reports.refuse(&server, now());
         } else {
             reports.answer(&server);
         }

@@ -110,7 +110,10 @@ pub fn routes(
             let backends = placement.instances.iter().filter_map(|(id, instance)| {
                 let server = desired.servers.get(&instance.server)?;
                 let serves = match observed.servers.get(&server.name) {
-                    Some(seen) => seen.report.instances.get(id).is_some_and(|i| i.phase == Phase::Serving),
+                    Some(seen) => {
+                        let seen = seen.report.instances.get(id);
+                        seen.is_some_and(|i| i.phase == Phase::Serving && i.number == Some(site.number))
+                    }
                     None => before.is_some_and(|route| route.backends.contains_key(id)),
                 };
                 (server.is_serving() && serves).then(|| (id.clone(), backend(server, instance)))

@@ -6,6 +6,8 @@
 //!  not assigned, has a process ──► Stop ──► (process ended) ──► Clean ──► gone
 //!  BackOff, its time has come ──► Create
 //! ```
+//! Ids begin again at `.1` when a site is deleted and another gets its name: what is here is the assigned
+//! instance only if its site's number is the same too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,8 +35,8 @@ pub struct Running {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Local {
-    /// Has this phase.
-    Known(Phase),
+    /// Has this phase. `number` is its site's; none while nothing of it was made.
+    Known { phase: Phase, number: Option<u32> },
     /// Mounts, a cgroup or a folder that no process uses: left by a crash, or by an instance that ended
     /// after it was told to stop.
     Leftover,
@@ -56,12 +58,13 @@ pub enum HostAction {
 pub fn converge(assignment: &Assignment, running: &Running, now: Moment) -> Vec<HostAction> {
     let mut actions = Vec::new();
     for (id, local) in &running.instances {
-        if !is_wanted(assignment, id) {
+        if !is_wanted(assignment, id, local) {
             actions.extend(end(assignment, id, local));
         }
     }
     for (id, instance) in &assignment.instances {
-        if is_wanted(assignment, id) {
+        let local = running.instances.get(id);
+        if may_serve(assignment) && local.is_none_or(|local| is_wanted(assignment, id, local)) {
             actions.extend(bring_up(assignment, running, id, instance, now));
         }
     }
@@ -69,8 +72,17 @@ pub fn converge(assignment: &Assignment, running: &Running, now: Moment) -> Vec<
 }
 
 /// A server that counts for dead or is catching up runs nothing, whatever else its assignment says.
-fn is_wanted(assignment: &Assignment, id: &InstanceId) -> bool {
-    may_serve(assignment) && assignment.instances.contains_key(id)
+fn is_wanted(assignment: &Assignment, id: &InstanceId, local: &Local) -> bool {
+    let assigned = assignment.instances.get(id).filter(|_| may_serve(assignment));
+    assigned.is_some_and(|instance| !is_of_another_site(local, instance))
+}
+
+/// Of a site that was deleted and whose name another one has now.
+fn is_of_another_site(local: &Local, instance: &AssignedInstance) -> bool {
+    match local {
+        Local::Known { number, .. } => number.is_some_and(|number| number != instance.number),
+        Local::Leftover => false,
+    }
 }
 
 fn may_serve(assignment: &Assignment) -> bool {
@@ -79,16 +91,15 @@ fn may_serve(assignment: &Assignment) -> bool {
 
 fn end(assignment: &Assignment, id: &InstanceId, local: &Local) -> Option<HostAction> {
     let id = id.clone();
-    match local {
-        Local::Known(Phase::Starting | Phase::Serving) => {
-            // Its successor may run elsewhere already: no grace for a server that was given up.
-            let grace_ms = if may_serve(assignment) { STOP_GRACE_MS } else { 0 };
-            Some(HostAction::Stop { id, grace_ms })
+    let Local::Known { phase, .. } = local else { return Some(HostAction::Clean { id }) };
+    match phase {
+        Phase::Starting | Phase::Serving => {
+            // Its successor may run elsewhere already, or waits for its place: no grace for what was given up.
+            let is_leaving = may_serve(assignment) && !assignment.instances.contains_key(&id);
+            Some(HostAction::Stop { id, grace_ms: if is_leaving { STOP_GRACE_MS } else { 0 } })
         }
-        Local::Known(Phase::Stopping) => None,
-        Local::Known(Phase::Waiting { .. } | Phase::BackOff { .. }) | Local::Leftover => {
-            Some(HostAction::Clean { id })
-        }
+        Phase::Stopping => None,
+        Phase::Waiting { .. } | Phase::BackOff { .. } => Some(HostAction::Clean { id }),
     }
 }
 
@@ -99,23 +110,26 @@ fn bring_up(
     instance: &AssignedInstance,
     now: Moment,
 ) -> Option<HostAction> {
-    let local = running.instances.get(id);
+    let phase = match running.instances.get(id) {
+        Some(Local::Leftover) => return Some(HostAction::Clean { id: id.clone() }),
+        Some(Local::Known { phase, .. }) => Some(phase),
+        None => None,
+    };
     let create = || Some(HostAction::Create { id: id.clone(), instance: instance.clone() });
-    match local {
-        Some(Local::Known(Phase::Starting | Phase::Serving | Phase::Stopping)) => None,
-        Some(Local::Leftover) => Some(HostAction::Clean { id: id.clone() }),
+    match phase {
+        Some(Phase::Starting | Phase::Serving | Phase::Stopping) => None,
         // One that is leaving anyway is not started again.
-        Some(Local::Known(Phase::BackOff { .. })) if instance.stage != Stage::Run => None,
-        Some(Local::Known(Phase::BackOff { until, .. })) => {
+        Some(Phase::BackOff { .. }) if instance.stage != Stage::Run => None,
+        Some(Phase::BackOff { until, .. }) => {
             if *until <= now {
                 create()
             } else {
                 None
             }
         }
-        None | Some(Local::Known(Phase::Waiting { .. })) => match missing(assignment, running, instance) {
+        None | Some(Phase::Waiting { .. }) => match missing(assignment, running, instance) {
             None => create(),
-            Some(what) if local == Some(&Local::Known(Phase::Waiting { what: what.clone() })) => None,
+            Some(what) if phase == Some(&Phase::Waiting { what: what.clone() }) => None,
             Some(what) => Some(HostAction::Wait { id: id.clone(), what }),
         },
     }

@@ -61,6 +61,9 @@ pub enum Health {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenInstance {
     pub phase: Phase,
+    /// Its site's, which tells it from the same id of a deleted site of that name; none while nothing of it
+    /// was made.
+    pub number: Option<u32>,
     /// In which phase since.
     pub since: Moment,
     pub load: Load,

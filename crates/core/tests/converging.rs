@@ -9,12 +9,19 @@ use kopek_core::placement::Stage;
 use kopek_sim::rack;
 
 const NOW: Moment = Moment(50_000);
+/// The number of the rack's only site.
+const NUMBER: u32 = 1;
 
 /// What server `a` must do when it has one instance, `shop.1`.
 fn assignment() -> Assignment {
     let mut cell = rack().server("a", 4).site("shop", 1).start();
     cell.settle(30_000);
     cell.written.pop_first().expect("a settled cell has assignments").1
+}
+
+/// An instance of the assigned site, in this phase.
+fn known(phase: Phase) -> Local {
+    Local::Known { phase, number: Some(NUMBER) }
 }
 
 fn complete(assignment: &Assignment) -> Running {
@@ -50,7 +57,7 @@ fn an_instance_is_created_when_its_image_and_its_volume_are_complete() {
     running.images.clear();
     assert_eq!(doing(&assignment, &running), ["shop.1 waits for image"]);
     let HostAction::Wait { what, .. } = converge(&assignment, &running, NOW).remove(0) else { panic!() };
-    let waiting = with(running, Local::Known(Phase::Waiting { what }));
+    let waiting = with(running, known(Phase::Waiting { what }));
     assert_eq!(doing(&assignment, &waiting), [] as [&str; 0], "it says so once");
     let come = with(complete(&assignment), waiting.instances.into_values().next().unwrap());
     assert_eq!(doing(&assignment, &come), ["create shop.1"]);
@@ -60,7 +67,7 @@ fn an_instance_is_created_when_its_image_and_its_volume_are_complete() {
 fn what_runs_as_assigned_is_left_alone() {
     let assignment = assignment();
     for phase in [Phase::Starting, Phase::Serving, Phase::Stopping] {
-        let running = with(complete(&assignment), Local::Known(phase));
+        let running = with(complete(&assignment), known(phase));
         assert_eq!(doing(&assignment, &running), [] as [&str; 0]);
     }
 }
@@ -70,7 +77,7 @@ fn an_instance_that_died_starts_again_when_its_time_has_come_unless_it_drains() 
     let mut assignment = assignment();
     let back_off = |until| {
         let running = Running::default(); // a restart goes on with what it had
-        with(running, Local::Known(Phase::BackOff { until, why: "exit 1".to_owned() }))
+        with(running, known(Phase::BackOff { until, why: "exit 1".to_owned() }))
     };
     assert_eq!(doing(&assignment, &back_off(NOW.plus_millis(1))), [] as [&str; 0]);
     assert_eq!(doing(&assignment, &back_off(NOW)), ["create shop.1"]);
@@ -78,7 +85,7 @@ fn an_instance_that_died_starts_again_when_its_time_has_come_unless_it_drains() 
         instance.stage = Stage::Drain { until: Moment(90_000) };
     }
     assert_eq!(doing(&assignment, &back_off(NOW)), [] as [&str; 0]);
-    let serving = with(complete(&assignment), Local::Known(Phase::Serving));
+    let serving = with(complete(&assignment), known(Phase::Serving));
     assert_eq!(doing(&assignment, &serving), [] as [&str; 0], "a drained one finishes its requests");
 }
 
@@ -87,12 +94,12 @@ fn what_is_not_assigned_is_stopped_and_what_it_left_is_cleaned() {
     let mut assignment = assignment();
     assignment.instances.clear();
     let doing = |local| doing(&assignment, &with(complete(&assignment), local));
-    assert_eq!(doing(Local::Known(Phase::Serving)), [format!("stop shop.1 within {STOP_GRACE_MS}")]);
-    assert_eq!(doing(Local::Known(Phase::Starting)), [format!("stop shop.1 within {STOP_GRACE_MS}")]);
-    assert_eq!(doing(Local::Known(Phase::Stopping)), [] as [&str; 0]);
+    assert_eq!(doing(known(Phase::Serving)), [format!("stop shop.1 within {STOP_GRACE_MS}")]);
+    assert_eq!(doing(known(Phase::Starting)), [format!("stop shop.1 within {STOP_GRACE_MS}")]);
+    assert_eq!(doing(known(Phase::Stopping)), [] as [&str; 0]);
     assert_eq!(doing(Local::Leftover), ["clean shop.1"]);
     let back_off = Phase::BackOff { until: NOW, why: String::new() };
-    assert_eq!(doing(Local::Known(back_off)), ["clean shop.1"]);
+    assert_eq!(doing(known(back_off)), ["clean shop.1"]);
 }
 
 #[test]
@@ -101,7 +108,7 @@ fn a_server_that_is_dead_or_catching_up_runs_nothing_and_ends_what_it_has_at_onc
     for standing in [Standing::Dead, Standing::Returning] {
         assignment.standing = standing;
         assert_eq!(doing(&assignment, &complete(&assignment)), [] as [&str; 0]);
-        let running = with(complete(&assignment), Local::Known(Phase::Serving));
+        let running = with(complete(&assignment), known(Phase::Serving));
         assert_eq!(doing(&assignment, &running), ["stop shop.1 within 0"]);
     }
 }
@@ -110,4 +117,16 @@ fn a_server_that_is_dead_or_catching_up_runs_nothing_and_ends_what_it_has_at_onc
 fn a_leftover_of_an_assigned_instance_is_cleaned_before_it_is_created() {
     let assignment = assignment();
     assert_eq!(doing(&assignment, &with(complete(&assignment), Local::Leftover)), ["clean shop.1"]);
+}
+
+#[test]
+fn an_instance_of_a_deleted_site_goes_before_one_of_a_later_site_of_that_name_is_created() {
+    let assignment = assignment();
+    let earlier = |phase| with(complete(&assignment), Local::Known { phase, number: Some(NUMBER + 1) });
+    for phase in [Phase::Starting, Phase::Serving] {
+        assert_eq!(doing(&assignment, &earlier(phase)), ["stop shop.1 within 0"]);
+    }
+    assert_eq!(doing(&assignment, &earlier(Phase::Stopping)), [] as [&str; 0]);
+    let back_off = Phase::BackOff { until: NOW, why: String::new() };
+    assert_eq!(doing(&assignment, &earlier(back_off)), ["clean shop.1"]);
 }

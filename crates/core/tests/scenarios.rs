@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use kopek_core::Moment;
-use kopek_core::assign::{assignments, with_generation};
+use kopek_core::assign::{assignments, routes, with_generation};
 use kopek_core::desired::Standing;
 use kopek_core::observed::Observed;
 use kopek_core::placement::Stage;
@@ -256,6 +256,20 @@ fn a_site_that_was_deleted_and_made_again_at_once_gets_new_numbers() {
     assert_said(&cell, "remove shop.1: its site was deleted");
     assert!(cell.log.iter().filter(|line| line.contains("place shop.1")).count() == 1);
     assert_said(&cell, "place shop.2");
+}
+
+#[test]
+fn a_route_does_not_lead_to_an_instance_of_an_earlier_site_of_that_name() {
+    let mut cell = rack().server("a", 4).site("shop", 1).start();
+    cell.settle(30_000);
+    let seen = cell.controller.as_ref().unwrap().observed.clone();
+    let led_to = |cell: &Cell| {
+        let routes = routes(&cell.desired, &cell.placed, &seen, &cell.routes);
+        routes.into_values().next().unwrap().backends.len()
+    };
+    assert_eq!(led_to(&cell), 1);
+    cell.desired.sites.values_mut().next().unwrap().number += 1;
+    assert_eq!(led_to(&cell), 0);
 }
 
 #[test]

@@ -203,13 +203,18 @@ impl Visit {
         let turn = self.worker.limits.turn;
         let sent = async {
             tokio::pin!(sent);
-            if is_new {
-                match timeout(turn, &mut sent).await {
+            if !is_new {
+                return sent.await;
+            }
+            let mut patience = turn;
+            // Asked for again and again: the turn may have gone to another that waits.
+            loop {
+                match timeout(patience, &mut sent).await {
                     Ok(outcome) => return outcome,
                     Err(_elapsed) => upstream.make_room(route),
                 }
+                patience *= 2;
             }
-            sent.await
         };
         tokio::pin!(sent);
         let outcome = loop {

@@ -269,6 +269,9 @@ impl Upstream {
 
     /// For a request that its instance has perhaps not accepted: closes a connection that others use.
     pub fn make_room(&self, route: &BackendRoute) {
+        debug!(instance = %self.instance, idle = self.idle.borrow().len(), "a request waits for a turn");
+        // One that the instance has closed makes no room.
+        self.idle.borrow_mut().retain(|idle| !idle.sender.is_closed());
         if self.idle.borrow_mut().pop().is_none() {
             route.health.want_turn();
         }

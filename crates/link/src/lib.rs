@@ -5,6 +5,7 @@
 //! only joining and discovery, which carry nothing secret, begin without one. Every wait has a limit.
 
 pub mod authority;
+pub mod clock;
 pub mod dial;
 pub mod discovery;
 pub mod http;

@@ -23,6 +23,7 @@ use kopek_core::converge::{self, HostAction, converge};
 use kopek_core::observed::{Health, MemberState, Report, SeenMember};
 use kopek_core::part::FilesReport;
 use kopek_instance::network::NetworkError;
+use kopek_link::clock::now;
 use kopek_link::http::Api;
 use kopek_link::identity::Identity;
 use kopek_link::part::Parts;
@@ -33,13 +34,12 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::api::{self, Desk};
-use crate::clock::now;
 use crate::feed::{self, Feed, Routes};
 use crate::instances::{Instances, Word};
 use crate::keepalived::Keepalived;
 use crate::mariadb::{self, Evicted, Member, MemberConfig};
 use crate::store_host::{StoreHost, StoreHostError};
-use crate::{edge_health, hand_out, log_rotation, machine, reporting, store_member};
+use crate::{edge_health, hand_out, machine, reporting, site_logs, store_member};
 
 /// Loads are averages over samples this far apart, as in the kernel's own habit of seconds.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
@@ -86,6 +86,7 @@ pub async fn run(
     let folder = parts_folder(&dirs);
     let peers = Arc::new(move || feed::remembered_peers(&folder));
     let store: Arc<FollowingStore> = FollowingStore::open(&dirs, &identity, &config.name, peers).await?;
+    let remembered_sites = feed::remembered_sites(&parts_folder(&dirs));
     let feed = feed::follow(store.clone(), &config.name, &parts_folder(&dirs), to_members);
     let member = Arc::new(Member::start(&dirs, MemberConfig::new(&config.name, config.address)));
     let edge = edge_health::watch_edge(dirs.edge_socket());
@@ -98,7 +99,7 @@ pub async fn run(
     );
     let (instances, words) = Instances::find(&config, launcher.clone());
     let instances = Arc::new(Mutex::new(instances));
-    tokio::spawn(log_rotation::keep_small(dirs.log.clone()));
+    tokio::spawn(site_logs::keep(dirs.log.clone(), remembered_sites, feed.sites.clone()));
     let (to_report, report) = watch::channel(None);
     tokio::spawn(reporting::push(Api::new(identity.clone()), report, leader_address(store.clone())));
     let desk = Desk {

@@ -222,7 +222,7 @@ async fn logs(
     Body::from_stream(first.chain(rest)).into_response()
 }
 
-/// The log from its start, if it was cut short or replaced since (see log_rotation.rs).
+/// The log from its start, if it was cut short or replaced since (see site_logs.rs).
 fn rotated(file: &mut std::fs::File, path: &std::path::Path) -> Option<std::fs::File> {
     let (open, there) = (file.metadata().ok()?, std::fs::metadata(path).ok()?);
     let same = (open.dev(), open.ino()) == (there.dev(), there.ino());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kopek_core::assignment::{Assignment, StoredRoute};
+use kopek_core::assignment::Assignment;
 use kopek_core::desired::{Standing, StoreMembers};
 use kopek_core::part::Route;
 use kopek_core::{ServerId, SiteName, keys};
@@ -19,10 +19,15 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
+use crate::last_good::LastGood;
+
 /// Before the store is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(300);
 
 pub type Routes = Arc<BTreeMap<SiteName, Route>>;
+
+/// Every site of the cell with its number, where that is known.
+pub type Sites = BTreeMap<SiteName, Option<u32>>;
 
 pub struct Feed {
     pub assignment: watch::Receiver<Option<Assignment>>,
@@ -31,6 +36,8 @@ pub struct Feed {
     pub confirmed: watch::Receiver<Option<u64>>,
     /// Nothing before the first word, of the store or of the disk.
     pub routes: watch::Receiver<Option<Routes>>,
+    /// By the store's own word: nothing before that.
+    pub sites: watch::Receiver<Option<Sites>>,
 }
 
 /// Who kept the store when this server last heard of it.
@@ -44,8 +51,15 @@ pub fn remembered_peers(folder: &Path) -> Vec<IpAddr> {
     assignment.iter().flat_map(|assignment| assignment.peers.values()).map(|gate| gate.ip()).collect()
 }
 
+/// The sites that there were when this server last heard of them.
+pub fn remembered_sites(folder: &Path) -> Sites {
+    let routes: BTreeMap<SiteName, Route> = recall(folder, ROUTES_FILE).unwrap_or_default();
+    routes.into_iter().map(|(site, route)| (site, Some(route.number))).collect()
+}
+
 const ASSIGNMENT_FILE: &str = "assignment.json";
 const STORE_MEMBERS_FILE: &str = "store-members.json";
+const ROUTES_FILE: &str = "routes.json";
 
 /// `folder` keeps the copies.
 pub fn follow(
@@ -79,13 +93,20 @@ pub fn follow(
         to_confirmed.send_replace(Some(next.generation));
         remember(&file, &next);
     }));
-    let (to_routes, routes) = watch::channel(recall::<Routes>(folder, "routes.json"));
-    let file = folder.join("routes.json");
+    let remembered = recall::<Routes>(folder, ROUTES_FILE);
+    let mut last_good = LastGood::new(remembered.as_deref().cloned().unwrap_or_default());
+    let (to_routes, routes) = watch::channel(remembered);
+    let (to_sites, sites) = watch::channel(None);
+    let file = folder.join(ROUTES_FILE);
     tokio::spawn(mirror(Arc::clone(&store), keys::ROUTES.to_owned(), move |entries| {
-        let parsed = entries.values().filter_map(parse::<StoredRoute>);
-        let routes: Routes =
-            Arc::new(parsed.map(|stored| (stored.route.site.clone(), stored.route)).collect());
+        let routes: Routes = Arc::new(last_good.take(entries).clone());
         remember(&file, &routes);
+        to_sites.send_if_modified(|current| {
+            let sites = Some(last_good.sites());
+            let changed = *current != sites;
+            *current = sites;
+            changed
+        });
         to_routes.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&routes);
             *current = Some(routes);
@@ -111,7 +132,7 @@ pub fn follow(
             changed
         });
     }));
-    Feed { assignment, confirmed, routes }
+    Feed { assignment, confirmed, routes, sites }
 }
 
 /// The assignment of a server that the cell does not know.

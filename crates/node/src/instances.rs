@@ -1,84 +1,35 @@
 //! The instances of this server: what is known of each, and the work that brings it from one phase to the
 //! next. Decides nothing: `core::converge` says what to do, this does it and tells what came of it.
 //!
-//! Slow steps (mounts, starting, stopping) run in tasks of their own and come back as `Happening`s, each with
-//! the number of the attempt it belongs to, so that a late word about an earlier run changes nothing.
+//! Slow steps run in tasks of their own (`start`, `end`) and come back as `Word`s.
+
+mod end;
+mod find;
+mod known;
+mod seen;
+mod spec;
+mod start;
+mod word;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kopek_core::assignment::AssignedInstance;
-use kopek_core::config::{Dirs, ServerConfig};
-use kopek_core::converge::{HostAction, Local};
-use kopek_core::desired::Internet;
-use kopek_core::observed::{Phase, SeenInstance};
-use kopek_core::part::SqlListener;
-use kopek_core::supervise::restart_delay;
-use kopek_core::{Bytes, Digest, InstanceId, Load, Moment, SiteName};
-use kopek_instance::{Gauge, InstanceSpec, LoadAverage, Reading, Running};
+use kopek_core::config::ServerConfig;
+use kopek_core::converge::HostAction;
+use kopek_core::observed::Phase;
+use kopek_core::supervise::{has_lasted, restart_delay};
+use kopek_core::{InstanceId, Moment};
+use kopek_link::clock::now;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::clock::now;
-
-/// Apache and nginx listen there in every image.
-const HTTP_PORT: u16 = 80;
-/// From start to the first answer. Starting takes a tenth of a second; a machine that boots with a hundred
-/// instances at once is slower.
-const PROBE_LIMIT: Duration = Duration::from_secs(30);
-/// An instance that served this long has outlived its restarts: the next one is the first again.
-const PROVEN: Duration = Duration::from_secs(60);
-/// Damping of the load average. The kernel's shortest is 60 s; a visitor should not wait that long for a
-/// second instance, and five seconds let every burst start one.
-const LOAD_WINDOW: Duration = Duration::from_secs(15);
-/// The private range of instances, the same on every server: they are reached only through its gate.
-const RANGE: Ipv4Addr = Ipv4Addr::new(10, 201, 0, 0);
-const RANGE_SIZE: u32 = 1 << 16;
-
-/// What came of a step.
-pub enum Happening {
-    /// Its network is there: `sql` can listen in it.
-    Connected,
-    Started(Running),
-    Serving,
-    /// It did not start, or did not answer its probe.
-    Failed(String),
-    /// Its first process ended.
-    Ended,
-    /// What it had is removed after a failure.
-    Cleared(String),
-    /// Stopped or cleaned: nothing is left of it.
-    Gone,
-}
-
-pub struct Word {
-    id: InstanceId,
-    attempt: u64,
-    happening: Happening,
-}
-
-struct Known {
-    phase: Phase,
-    since: Moment,
-    attempt: u64,
-    /// In a row, for the delay.
-    failures: u32,
-    /// Altogether, to show.
-    restarts: u32,
-    spec: Option<InstanceSpec>,
-    connected: bool,
-    running: Option<Running>,
-    meter: Option<Meter>,
-}
-
-struct Meter {
-    gauge: Gauge,
-    average: LoadAverage,
-    load: Load,
-    reading: Reading,
-}
+use end::end;
+use known::{Known, Meter};
+use start::{bring_up, served_mark};
+pub use word::Word;
+use word::{Happening, Speaker};
 
 pub struct Instances {
     config: ServerConfig,
@@ -89,116 +40,7 @@ pub struct Instances {
     words: mpsc::Sender<Word>,
 }
 
-/// Words that wait for the agent's loop: several for each of a few hundred instances.
-const WORDS_MAX: usize = 1_024;
-
 impl Instances {
-    /// Finds what runs already, after a restart of the agent.
-    pub fn find(config: &ServerConfig, launcher: PathBuf) -> (Instances, mpsc::Receiver<Word>) {
-        let (words, inbox) = mpsc::channel(WORDS_MAX);
-        let mut instances = Instances {
-            config: config.clone(),
-            launcher,
-            known: BTreeMap::new(),
-            leftovers: BTreeSet::new(),
-            attempts: 0,
-            words,
-        };
-        for id in kopek_instance::leftovers(&instances.folder()) {
-            let spec = InstanceSpec::read(&instances.dir(&id));
-            match spec.and_then(|spec| Some((kopek_instance::adopt(&spec)?, spec))) {
-                Some((running, spec)) => {
-                    info!(instance = %id, pid = running.pid, "found running");
-                    let attempt = instances.next_attempt();
-                    instances.known.insert(id.clone(), Known::starting(attempt, 0, 0, Some(spec.clone())));
-                    instances.heard(Word { id: id.clone(), attempt, happening: Happening::Connected });
-                    let started = Happening::Started(running.clone());
-                    instances.heard(Word { id: id.clone(), attempt, happening: started });
-                    let speaker = instances.speaker(&id, attempt);
-                    if has_served(&spec) {
-                        // It stays routed: a probe that waits behind its visitors says nothing against it.
-                        instances.heard(Word { id: id.clone(), attempt, happening: Happening::Serving });
-                        tokio::spawn(watch_to_the_end(speaker, running));
-                    } else {
-                        tokio::spawn(prove_and_watch(speaker, spec, running));
-                    }
-                }
-                None => drop(instances.leftovers.insert(id)),
-            }
-        }
-        (instances, inbox)
-    }
-
-    /// For `converge`.
-    pub fn local(&self) -> BTreeMap<InstanceId, Local> {
-        let known = self.known.iter().map(|(id, known)| (id.clone(), Local::Known(known.phase.clone())));
-        known.chain(self.leftovers.iter().map(|id| (id.clone(), Local::Leftover))).collect()
-    }
-
-    pub fn seen(&self, in_flight: &BTreeMap<InstanceId, u32>) -> BTreeMap<InstanceId, SeenInstance> {
-        let seen = self.known.iter().map(|(id, known)| {
-            let meter = known.meter.as_ref();
-            let seen = SeenInstance {
-                phase: known.phase.clone(),
-                since: known.since,
-                load: meter.map_or(Load(0), |meter| meter.load),
-                memory: meter.map_or(Bytes(0), |meter| meter.reading.memory),
-                tasks: meter.map_or(0, |meter| meter.reading.tasks),
-                cpu_us: meter.map_or(0, |meter| meter.reading.cpu_us),
-                in_flight: in_flight.get(id).copied().unwrap_or(0),
-                restarts: known.restarts,
-            };
-            (id.clone(), seen)
-        });
-        seen.collect()
-    }
-
-    /// Where the gate reaches them.
-    pub fn gates(&self) -> BTreeMap<InstanceId, SocketAddr> {
-        let running = self.known.iter().filter(|(_, known)| known.running.is_some());
-        running
-            .filter_map(|(id, known)| {
-                let address = known.spec.as_ref()?.address;
-                Some((id.clone(), SocketAddr::new(IpAddr::V4(address), HTTP_PORT)))
-            })
-            .collect()
-    }
-
-    /// Images that some instance here has as its root.
-    pub fn images(&self) -> BTreeSet<Digest> {
-        let specs = self.known.values().filter_map(|known| known.spec.as_ref());
-        // `Dirs::image_root` is images/DIGEST/root.
-        let digest =
-            |spec: &InstanceSpec| Digest::parse(spec.image_root.parent()?.file_name()?.to_str()?).ok();
-        specs.filter_map(digest).collect()
-    }
-
-    /// Where `sql` listens for them.
-    pub fn listeners(&self) -> BTreeMap<InstanceId, SqlListener> {
-        let connected = self.known.iter().filter(|(_, known)| known.connected);
-        connected
-            .filter_map(|(id, known)| {
-                let spec = known.spec.as_ref()?;
-                let socket = spec.sql_socket_dir.join("mysqld.sock");
-                Some((id.clone(), SqlListener { socket, netns: spec.netns.clone() }))
-            })
-            .collect()
-    }
-
-    /// What an `exec` runs in.
-    pub fn running(&self, id: &InstanceId) -> Option<Running> {
-        self.known.get(id)?.running.clone()
-    }
-
-    /// When the next back-off ends.
-    pub fn next_start(&self) -> Option<Moment> {
-        let ends = self.known.values().filter_map(|known| match known.phase {
-            Phase::BackOff { until, .. } => Some(until),
-            _ => None,
-        });
-        ends.min()
-    }
-
     pub fn act(&mut self, action: HostAction) {
         match action {
             HostAction::Create { id, instance } => self.create(id, &instance),
@@ -216,31 +58,24 @@ impl Instances {
         let attempt = self.next_attempt();
         let before = self.known.get(&id);
         let (failures, restarts) = before.map_or((0, 0), |known| (known.failures, known.restarts));
-        let address = self.free_address();
-        let spec = self.spec(&id, instance, address);
+        let spec = self.spec(&id, instance);
         info!(instance = %id, site = %instance.site, attempt, "starting");
         self.known.insert(id.clone(), Known::starting(attempt, failures, restarts, Some(spec.clone())));
         tokio::spawn(bring_up(self.speaker(&id, attempt), spec, self.launcher.clone()));
     }
 
     fn stop(&mut self, id: &InstanceId, grace: Duration) {
-        let speaker = self.speaker_of(id);
-        let (Some(known), Some(speaker)) = (self.known.get_mut(id), speaker) else { return };
-        known.enter(Phase::Stopping);
-        let (running, dir) =
-            (known.running.take(), self.config.dirs.state.join("instances").join(id.as_str()));
-        // The gate and sql let go of it at once; it ends what it has in hand.
-        known.connected = false;
+        let dir = self.dir(id);
+        let Some(known) = self.known.get_mut(id) else { return };
         info!(instance = %id, grace_ms = grace.as_millis() as u64, "stopping");
-        tokio::task::spawn_blocking(move || {
-            if let Some(running) = running
-                && let Err(error) = kopek_instance::stop(&running, grace)
-            {
-                warn!(instance = %speaker.id, %error, "did not stop in order");
-            }
-            clear(&speaker.id, dir);
-            speaker.say(Happening::Gone);
-        });
+        // The gate and sql let go of it at once; it ends what it has in hand.
+        known.enter(Phase::Stopping);
+        known.connected = false;
+        let (attempt, running) = (known.attempt, known.running.clone());
+        // One that is being started ends when that is done: only then is it known what there is to end.
+        if let Some(running) = running {
+            end(self.speaker(id, attempt), Some(running), dir, grace, Happening::Gone);
+        }
     }
 
     fn clean(&mut self, id: InstanceId) {
@@ -249,11 +84,7 @@ impl Instances {
         let mut known = Known::starting(attempt, 0, 0, None);
         known.enter(Phase::Stopping);
         self.known.insert(id.clone(), known);
-        let (speaker, dir) = (self.speaker(&id, attempt), self.dir(&id));
-        tokio::task::spawn_blocking(move || {
-            clear(&speaker.id, dir);
-            speaker.say(Happening::Gone);
-        });
+        end(self.speaker(&id, attempt), None, self.dir(&id), Duration::ZERO, Happening::Gone);
     }
 
     /// Takes in what came of a step.
@@ -269,9 +100,19 @@ impl Instances {
                     self.known.remove(&id);
                 }
                 // Told to stop while it was being started: this ends it.
-                Happening::Started(running) => end(speaker, Some(running), dir, Duration::ZERO),
-                Happening::Failed(_) => end(speaker, None, dir, Duration::ZERO),
-                Happening::Connected | Happening::Serving | Happening::Ended | Happening::Cleared(_) => {}
+                Happening::Started(running) => {
+                    known.running = Some(running.clone());
+                    end(speaker, Some(running), dir, Duration::ZERO, Happening::Gone);
+                }
+                Happening::Failed(_) if known.running.is_none() => {
+                    end(speaker, None, dir, Duration::ZERO, Happening::Gone);
+                }
+                // It is being ended already.
+                Happening::Failed(_)
+                | Happening::Connected
+                | Happening::Serving
+                | Happening::Ended
+                | Happening::Cleared(_) => {}
             }
             return;
         }
@@ -305,70 +146,25 @@ impl Instances {
     fn fail(&mut self, id: InstanceId, speaker: Speaker, dir: PathBuf, why: String) {
         warn!(instance = %id, why, "failed");
         let Some(known) = self.known.get_mut(&id) else { return };
-        let proven =
-            known.phase == Phase::Serving && now().millis_since(known.since) >= PROVEN.as_millis() as u64;
-        if proven {
+        if known.phase == Phase::Serving && has_lasted(now().millis_since(known.since)) {
             known.failures = 0;
         }
         known.connected = false;
         known.meter = None;
         // Not routed from now on; the delay starts when what it left is removed.
         known.enter(Phase::BackOff { until: Moment(u64::MAX), why: why.clone() });
-        let running = known.running.take();
-        tokio::task::spawn_blocking(move || {
-            if let Some(running) = running {
-                let _ = kopek_instance::stop(&running, Duration::ZERO);
-            }
-            clear(&speaker.id, dir);
-            speaker.say(Happening::Cleared(why));
-        });
+        end(speaker, known.running.take(), dir, Duration::ZERO, Happening::Cleared(why));
     }
 
     /// Reads every gauge; once a second.
     pub fn measure(&mut self, at: Moment) {
         for (id, known) in &mut self.known {
             let Some(meter) = &mut known.meter else { continue };
-            match meter.gauge.read() {
-                Ok(reading) => {
-                    meter.load = meter.average.tick(at, reading.running);
-                    meter.reading = reading;
-                }
-                // Between its end and our word of it.
-                Err(error) => warn!(instance = %id, %error, "its load cannot be read"),
+            // Between its end and our word of it.
+            if let Err(error) = meter.tick(at) {
+                warn!(instance = %id, %error, "its load cannot be read");
             }
         }
-    }
-
-    fn spec(&self, id: &InstanceId, instance: &AssignedInstance, address: Ipv4Addr) -> InstanceSpec {
-        let Dirs { run, log, .. } = &self.config.dirs;
-        let site: &SiteName = &instance.site;
-        InstanceSpec {
-            id: id.clone(),
-            number: instance.number,
-            image_root: self.config.dirs.image_root(&instance.image),
-            volume: self.config.dirs.volume_tree(site),
-            sql_socket_dir: run.join("sql").join(id.as_str()),
-            dir: self.dir(id),
-            netns: run.join("netns").join(id.as_str()),
-            log: log.join("instances").join(format!("{site}.log")),
-            limits: instance.limits,
-            cgroup: self.config.cgroup.join(id.as_str()),
-            address,
-            resolvers: match instance.limits.internet {
-                Internet::Reachable => crate::resolvers::of_this_server(),
-                Internet::Closed => Vec::new(),
-            },
-            hostname: site.to_string(),
-        }
-    }
-
-    fn free_address(&self) -> Ipv4Addr {
-        let taken: BTreeSet<Ipv4Addr> =
-            self.known.values().filter_map(|known| Some(known.spec.as_ref()?.address)).collect();
-        (2..RANGE_SIZE - 1)
-            .map(|n| Ipv4Addr::from(u32::from(RANGE) + n))
-            .find(|address| !taken.contains(address))
-            .expect("a server has far fewer than 65,000 instances")
     }
 
     fn folder(&self) -> PathBuf {
@@ -387,146 +183,85 @@ impl Instances {
     fn speaker(&self, id: &InstanceId, attempt: u64) -> Speaker {
         Speaker { id: id.clone(), attempt, words: self.words.clone() }
     }
-
-    fn speaker_of(&self, id: &InstanceId) -> Option<Speaker> {
-        Some(self.speaker(id, self.known.get(id)?.attempt))
-    }
 }
 
-impl Known {
-    fn starting(attempt: u64, failures: u32, restarts: u32, spec: Option<InstanceSpec>) -> Known {
-        Known {
-            phase: Phase::Starting,
-            since: now(),
-            attempt,
-            failures,
-            restarts,
-            spec,
-            connected: false,
-            running: None,
-            meter: None,
+#[cfg(test)]
+mod tests {
+    use kopek_core::config::Dirs;
+    use kopek_core::desired::{Internet, Limits};
+    use kopek_core::placement::Stage;
+    use kopek_core::{Bytes, Digest, MilliCores, ServerId, SiteName};
+
+    use super::*;
+
+    /// Nothing starts here: there is a file where the folder for sockets should be.
+    fn config(folder: &std::path::Path) -> ServerConfig {
+        let run = folder.join("run");
+        std::fs::write(&run, "").unwrap();
+        ServerConfig {
+            name: ServerId::parse("s1").unwrap(),
+            address: "127.0.0.1".parse().unwrap(),
+            interface: "lo".to_owned(),
+            rack: "rack".to_owned(),
+            slots: None,
+            http_port: 80,
+            cgroup: "/kopek-absent".into(),
+            dirs: Dirs { etc: folder.into(), state: folder.into(), run, log: folder.into() },
         }
     }
 
-    fn enter(&mut self, phase: Phase) {
-        self.phase = phase;
-        self.since = now();
-    }
-}
-
-impl Meter {
-    fn open(spec: Option<&InstanceSpec>) -> Option<Meter> {
-        let gauge = Gauge::open(&spec?.cgroup)
-            .inspect_err(|error| warn!(%error, "an instance's load cannot be measured"))
-            .ok()?;
-        let reading = gauge.read().ok()?;
-        Some(Meter { gauge, average: LoadAverage::new(LOAD_WINDOW), load: Load(0), reading })
-    }
-}
-
-/// Speaks for one attempt of one instance.
-#[derive(Clone)]
-struct Speaker {
-    id: InstanceId,
-    attempt: u64,
-    words: mpsc::Sender<Word>,
-}
-
-impl Speaker {
-    async fn tell(&self, happening: Happening) {
-        // Fails only when the agent ends.
-        let _ = self.words.send(self.word(happening)).await;
-    }
-
-    fn say(&self, happening: Happening) {
-        let _ = self.words.blocking_send(self.word(happening));
-    }
-
-    fn word(&self, happening: Happening) -> Word {
-        Word { id: self.id.clone(), attempt: self.attempt, happening }
-    }
-}
-
-/// Network, container, probe; then waits for its end.
-async fn bring_up(speaker: Speaker, spec: InstanceSpec, launcher: PathBuf) {
-    let connecting = spec.clone();
-    let connected = blocking(move || {
-        std::fs::create_dir_all(&connecting.sql_socket_dir).map_err(|error| error.to_string())?;
-        if let Some(folder) = connecting.log.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| error.to_string())?;
-        }
-        kopek_instance::connect(&connecting).map_err(|error| error.to_string())
-    });
-    if let Err(why) = connected.await {
-        return speaker.tell(Happening::Failed(why)).await;
-    }
-    speaker.tell(Happening::Connected).await;
-    let starting = spec.clone();
-    let started =
-        blocking(move || kopek_instance::start(&starting, &launcher).map_err(|error| error.to_string()));
-    match started.await {
-        Err(why) => speaker.tell(Happening::Failed(why)).await,
-        Ok(running) => {
-            speaker.tell(Happening::Started(running.clone())).await;
-            prove_and_watch(speaker, spec, running).await;
+    fn instance() -> AssignedInstance {
+        AssignedInstance {
+            site: SiteName::parse("shop").unwrap(),
+            number: 7,
+            image: Digest::parse(&"a".repeat(64)).unwrap(),
+            limits: Limits {
+                cpu: MilliCores(1_000),
+                memory: Bytes::mib(64),
+                tasks: 10,
+                internet: Internet::Closed,
+            },
+            stage: Stage::Run,
         }
     }
-}
 
-async fn prove_and_watch(speaker: Speaker, spec: InstanceSpec, running: Running) {
-    let address = SocketAddr::new(IpAddr::V4(spec.address), HTTP_PORT);
-    tokio::select! {
-        probed = kopek_instance::probe(address, PROBE_LIMIT) => {
-            if let Err(error) = probed {
-                return speaker.tell(Happening::Failed(error.to_string())).await;
+    async fn next(words: &mut mpsc::Receiver<Word>) -> Word {
+        tokio::time::timeout(Duration::from_secs(10), words.recv()).await.expect("a word in time").unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_that_is_stopped_while_it_starts_is_gone_only_when_its_start_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut instances, mut words) = Instances::find(&config(folder.path()), "/bin/false".into());
+        let id = InstanceId::parse("shop.1").unwrap();
+        instances.act(HostAction::Create { id: id.clone(), instance: instance() });
+        instances.act(HostAction::Stop { id, grace_ms: 0 });
+        let mut has_ended = false;
+        while !instances.known.is_empty() {
+            let word = next(&mut words).await;
+            has_ended |= matches!(word.happening, Happening::Failed(_));
+            instances.heard(word);
+        }
+        assert!(has_ended, "what it started after that would run for ever");
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_start_is_tried_again_at_once_and_then_later_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut instances, mut words) = Instances::find(&config(folder.path()), "/bin/false".into());
+        let id = InstanceId::parse("shop.1").unwrap();
+        let mut delays = Vec::new();
+        for _ in 0..3 {
+            instances.act(HostAction::Create { id: id.clone(), instance: instance() });
+            while instances.next_start().is_none_or(|start| start == Moment(u64::MAX)) {
+                let word = next(&mut words).await;
+                instances.heard(word);
             }
+            let known = &instances.known[&id];
+            delays.push(instances.next_start().unwrap().millis_since(known.since) / 100);
         }
-        _ = kopek_instance::watch(&running) => {
-            let why = format!("it ended before it answered; see {}", spec.log.display());
-            return speaker.tell(Happening::Failed(why)).await;
-        }
-    }
-    speaker.tell(Happening::Serving).await;
-    watch_to_the_end(speaker, running).await;
-}
-
-async fn watch_to_the_end(speaker: Speaker, running: Running) {
-    if let Err(error) = kopek_instance::watch(&running).await {
-        warn!(instance = %speaker.id, %error, "cannot be watched; taken for ended");
-    }
-    speaker.tell(Happening::Ended).await;
-}
-
-/// In the instance's folder once it has answered its probe.
-fn served_mark(spec: &InstanceSpec) -> PathBuf {
-    spec.dir.join("served")
-}
-
-fn has_served(spec: &InstanceSpec) -> bool {
-    served_mark(spec).exists()
-}
-
-/// Ends and removes all that is there of an instance, and says so.
-fn end(speaker: Speaker, running: Option<Running>, dir: PathBuf, grace: Duration) {
-    tokio::task::spawn_blocking(move || {
-        if let Some(running) = running
-            && let Err(error) = kopek_instance::stop(&running, grace)
-        {
-            warn!(instance = %speaker.id, %error, "did not stop in order");
-        }
-        clear(&speaker.id, dir);
-        speaker.say(Happening::Gone);
-    });
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
-}
-
-fn clear(id: &InstanceId, dir: PathBuf) {
-    if let Err(error) = kopek_instance::clean(&dir) {
-        warn!(instance = %id, %error, "something is left of it; tried again at the next start");
+        assert_eq!(delays, [0, 1, 2]);
+        let seen = instances.seen(&BTreeMap::new());
+        assert_eq!((seen[&id].number, seen[&id].restarts), (Some(7), 3));
     }
 }

@@ -2,7 +2,6 @@
 
 pub mod agent;
 mod api;
-mod clock;
 pub mod daemon;
 mod edge_health;
 pub mod etcd;
@@ -10,11 +9,12 @@ mod feed;
 mod hand_out;
 mod instances;
 pub mod keepalived;
-mod log_rotation;
+mod last_good;
 mod machine;
 pub mod mariadb;
 mod reporting;
 mod resolvers;
+mod site_logs;
 mod store_host;
 pub mod store_member;
 pub mod whereabouts;

@@ -11,7 +11,7 @@ use kopek_core::InstanceId;
 use kopek_link::{Identity, Preamble, Welcome, read_preamble, send_welcome};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 pub struct Gate {
@@ -24,6 +24,8 @@ struct Shared {
     instances: Mutex<BTreeMap<InstanceId, SocketAddr>>,
     opened: AtomicUsize,
     frozen: watch::Sender<bool>,
+    /// The next connection is opened to its instance, but the edge hears of it only when this is told.
+    late: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl Gate {
@@ -77,6 +79,13 @@ impl Gate {
         self.shared.opened.load(SeqCst)
     }
 
+    /// The edge hears that the next connection is open when it is told so by what is given back.
+    pub fn open_next_late(&self) -> oneshot::Sender<()> {
+        let (tell, told) = oneshot::channel();
+        *self.shared.late.lock().unwrap() = Some(told);
+        tell
+    }
+
     pub fn freeze(&self) {
         self.shared.frozen.send_replace(true);
     }
@@ -85,7 +94,8 @@ impl Gate {
 impl Shared {
     fn new() -> Arc<Shared> {
         let frozen = watch::channel(false).0;
-        Arc::new(Shared { instances: Mutex::default(), opened: AtomicUsize::new(0), frozen })
+        let (instances, late) = Default::default();
+        Arc::new(Shared { instances, opened: AtomicUsize::new(0), frozen, late })
     }
 
     async fn wait_while_frozen(&self) {
@@ -103,7 +113,11 @@ impl Shared {
         match origin {
             Err(why) => drop(send_welcome(&mut stream, &Welcome::Refused { why }).await),
             Ok(mut origin) => {
+                let late = self.late.lock().unwrap().take();
                 self.opened.fetch_add(1, SeqCst);
+                if let Some(late) = late {
+                    late.await.unwrap();
+                }
                 if send_welcome(&mut stream, &Welcome::Open { bytes: None }).await.is_err() {
                     return;
                 }

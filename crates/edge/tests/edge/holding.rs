@@ -74,3 +74,36 @@ async fn bodies_of_waiting_requests_are_bounded_in_sum() {
         () = eventually("it is held", async || rig.counter("held").await == 1) => {}
     }
 }
+
+#[tokio::test]
+async fn a_request_whose_turn_went_to_another_asks_again() {
+    let turn = Duration::from_millis(20);
+    let forever = Duration::from_secs(60);
+    let rig =
+        rig_with(Limits { workers: 1, turn, idle_upstream: forever, connect: forever, ..limits() }).await;
+    let origin = Origin::start_with_one_process("a").await;
+    rig.gate.lead("blog.1", origin.address);
+    rig.route(&[here("blog.1")]).await;
+    let story = async {
+        eventually("the only process is busy", async || origin.requests().len() == 1).await;
+        let tell = rig.gate.open_next_late();
+        let second = rig.get("/second");
+        let story = async {
+            eventually("the second is next", async || rig.gate.opened() == 2).await;
+            let story = async {
+                eventually("the third comes after it", async || rig.gate.opened() == 3).await;
+                // Nothing tells that it has asked.
+                tokio::time::sleep(turn * 2).await;
+                origin.release();
+                // The third's turn: the process takes the second's connection, and waits for its request.
+                tokio::time::sleep(turn).await;
+                tell.send(()).unwrap();
+            };
+            tokio::join!(rig.get("/third"), story).0
+        };
+        tokio::join!(second, story)
+    };
+    let (first, (second, third)) = tokio::join!(rig.get("/wait"), story);
+    assert_eq!([first.status, second.status, third.status], [StatusCode::OK; 3]);
+    assert_eq!(origin.requests(), ["GET /wait", "GET /second", "GET /third"]);
+}

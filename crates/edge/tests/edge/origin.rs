@@ -24,6 +24,13 @@ pub struct Origin {
     tasks: JoinSet<()>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Processes {
+    /// One for each connection.
+    ForEach,
+    One,
+}
+
 pub struct Site {
     name: String,
     /// Method and path of all requests.
@@ -38,7 +45,16 @@ impl Origin {
         Origin::start_at(name, "127.0.0.1:0".parse().unwrap()).await
     }
 
+    /// As an Apache that has one process: it takes the next connection when the one before is closed.
+    pub async fn start_with_one_process(name: &str) -> Origin {
+        Origin::listen(name, "127.0.0.1:0".parse().unwrap(), Processes::One).await
+    }
+
     pub async fn start_at(name: &str, address: SocketAddr) -> Origin {
+        Origin::listen(name, address, Processes::ForEach).await
+    }
+
+    async fn listen(name: &str, address: SocketAddr, processes: Processes) -> Origin {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(address).unwrap();
@@ -51,7 +67,7 @@ impl Origin {
             released: watch::channel(false).0,
         });
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, site.clone()));
+        tasks.spawn(accept(listener, site.clone(), processes));
         Origin { address, site, tasks }
     }
 
@@ -69,7 +85,7 @@ impl Origin {
     }
 }
 
-async fn accept(listener: TcpListener, site: Arc<Site>) {
+async fn accept(listener: TcpListener, site: Arc<Site>, processes: Processes) {
     let mut connections = JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();
@@ -84,6 +100,9 @@ async fn accept(listener: TcpListener, site: Arc<Site>) {
                 .serve_connection(TokioIo::new(stream), service);
             drop(connection.with_upgrades().await);
         });
+        if processes == Processes::One {
+            connections.join_next().await;
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The wall clock as a `Moment`.
+//! The wall clock as a `Moment`: what servers tell each other bears the time of their clocks.
 
 use std::time::SystemTime;
 
