@@ -1,6 +1,6 @@
 //! `kopek site …`.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use tokio_util::io::ReaderStream;
 use super::cell::{Cell, for_each_piece};
 use super::image::upload;
 use super::instance::{INSTANCE_HEAD, instance_row};
-use super::output::{bytes_bar, names, spinner, table};
+use super::output::{bytes_bar, names, put, put_message, say, spinner, table};
 use super::{Fault, Global, Waiting};
 use super::{site_check, site_config};
 
@@ -187,11 +187,10 @@ async fn create(global: &Global, create: Create) -> Result<()> {
     let dump = create.db_dump.as_deref().map(check_readable).transpose()?;
     if create.waiting.dry_run {
         let database = database.map_or("no database".to_owned(), |db| format!("database {}", db.name));
-        println!(
+        return say(format_args!(
             "would create {} with {} files, {}, {database}",
             create.name, packed.tree.files, packed.tree.bytes
-        );
-        return Ok(());
+        ));
     }
     let tree = upload(&cell, packed.file.path(), &format!("site {}", create.name)).await?;
     let request = CreateSite {
@@ -311,8 +310,8 @@ async fn deploy(global: &Global, name: &SiteName, source: &SourceArgs, waiting: 
     let packed = pack(source)?;
     site_check::check_room(&cell, name, packed.tree.bytes, packed.size()?).await?;
     if waiting.dry_run {
-        println!("would deploy {} files, {} to {name}", packed.tree.files, packed.tree.bytes);
-        return Ok(());
+        let Packed { files, bytes, .. } = packed.tree;
+        return say(format_args!("would deploy {files} files, {bytes} to {name}"));
     }
     let tree = upload(&cell, packed.file.path(), &format!("site {name}")).await?;
     let mut site: SiteView = cell.post(&format!("/sites/{name}/deploy"), &DeploySite { tree }).await?;
@@ -339,8 +338,10 @@ async fn scale(global: &Global, scale: Scale) -> Result<()> {
     if scale.waiting.dry_run {
         let site = find(&cell, name).await?;
         let (min, max) = (request.min.unwrap_or(site.min), request.max.unwrap_or(site.max));
-        println!("would let {name} have {min} to {max} instances instead of {} to {}", site.min, site.max);
-        return Ok(());
+        return say(format_args!(
+            "would let {name} have {min} to {max} instances instead of {} to {}",
+            site.min, site.max
+        ));
     }
     let mut site: SiteView = cell.post(&format!("/sites/{name}/scale"), &request).await?;
     if let Some(limit) = scale.waiting.limit() {
@@ -376,8 +377,8 @@ async fn exec(cell: &Cell, name: &SiteName, command: Vec<String>) -> Result<()> 
         while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = partial.drain(..=end).collect();
             match serde_json::from_slice(&line)? {
-                ExecLine::Out(text) => std::io::stdout().write_all(&STANDARD.decode(text)?)?,
-                ExecLine::Err(text) => std::io::stderr().write_all(&STANDARD.decode(text)?)?,
+                ExecLine::Out(text) => put(&STANDARD.decode(text)?)?,
+                ExecLine::Err(text) => put_message(&STANDARD.decode(text)?),
                 ExecLine::Exit(exit) => code = Some(exit),
             }
         }
@@ -411,7 +412,7 @@ async fn logs(cell: &Cell, name: &SiteName, access: bool, follow: bool, lines: u
                 partial.extend_from_slice(piece);
                 while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
                     let line: Vec<u8> = partial.drain(..=end).collect();
-                    write!(std::io::stdout(), "{}: {}", server.name, String::from_utf8_lossy(&line))?;
+                    put(&[server.name.as_str().as_bytes(), b": ", &line].concat())?;
                 }
                 Ok(())
             })
@@ -427,9 +428,10 @@ async fn delete(cell: &Cell, name: &SiteName, confirm: Option<SiteName>) -> Resu
         Some(given) => given == *name,
         None => {
             if std::io::stdin().is_terminal() {
-                eprint!(
+                let question = format!(
                     "This removes the files and the database of {name} for good. Type its name to go on: "
                 );
+                put_message(question.as_bytes());
             }
             let mut line = String::new();
             std::io::stdin().read_line(&mut line)?;
