@@ -250,6 +250,19 @@ mod tests {
     }
 
     #[test]
+    fn loads_without_their_policy_are_not_passed_over() {
+        let parse = |more: &[&str]| Cli::try_parse_from([&["kopek", "site", "scale", "blog"], more].concat());
+        for option in ["--up", "--down"] {
+            let refused = usage_line(&parse(&[option, "3"]).err().unwrap().to_string());
+            assert!(refused.contains("--policy"), "{refused}");
+            assert!(parse(&[option, "3", "--policy", "load"]).is_ok());
+        }
+        assert!(parse(&["--min", "2"]).is_ok());
+        let refused = usage_line(&parse(&["--policy", "load", "--up", "-1"]).err().unwrap().to_string());
+        assert!(refused.contains("-1"), "{refused}");
+    }
+
+    #[test]
     fn a_cause_is_told_once() {
         let cause = || std::io::Error::other("the disk is gone");
         let twice = Err::<(), _>(cause()).context("cannot read x: the disk is gone; mend it").unwrap_err();

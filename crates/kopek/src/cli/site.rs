@@ -132,11 +132,11 @@ pub struct Scale {
     #[arg(long, value_parser = ["load"])]
     policy: Option<String>,
     /// Load of one instance at which one is added
-    #[arg(long, default_value_t = 2.0)]
-    up: f64,
+    #[arg(long, default_value = "2", requires = "policy")]
+    up: Load,
     /// Load of an extra instance below which it goes
-    #[arg(long, default_value_t = 1.0)]
-    down: f64,
+    #[arg(long, default_value = "1", requires = "policy")]
+    down: Load,
     #[command(flatten)]
     waiting: Waiting,
 }
@@ -327,14 +327,13 @@ async fn deploy(global: &Global, name: &SiteName, source: &SourceArgs, waiting: 
 }
 
 async fn scale(global: &Global, scale: Scale) -> Result<()> {
-    let cell = global.cell()?;
     let name = &scale.name;
-    let milli = |load: f64| Load((load * 1000.0).round() as u32);
-    let request = ScaleSite {
-        min: scale.min,
-        max: scale.max,
-        policy: scale.policy.map(|_| Policy::Load { up: milli(scale.up), down: milli(scale.down) }),
-    };
+    let policy = scale.policy.map(|_| Policy::Load { up: scale.up, down: scale.down });
+    if let Some(policy) = policy {
+        policy.check().map_err(|error| Fault::Usage(format!("site {name}: {error}")))?;
+    }
+    let request = ScaleSite { min: scale.min, max: scale.max, policy };
+    let cell = global.cell()?;
     if scale.waiting.dry_run {
         let site = find(&cell, name).await?;
         let (min, max) = (request.min.unwrap_or(site.min), request.max.unwrap_or(site.max));
