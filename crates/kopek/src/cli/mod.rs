@@ -12,6 +12,7 @@ mod server;
 mod site;
 mod site_check;
 mod site_config;
+mod site_logs;
 mod watch;
 
 use std::path::PathBuf;

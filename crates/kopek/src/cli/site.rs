@@ -25,6 +25,7 @@ use super::cell::{Cell, for_each_piece};
 use super::image::upload;
 use super::instance::{INSTANCE_HEAD, instance_row};
 use super::output::{bytes_bar, names, put, put_message, say, spinner, table};
+use super::site_logs::{Logs, logs};
 use super::{Fault, Global, Waiting};
 use super::{site_check, site_config};
 
@@ -54,17 +55,7 @@ pub enum SiteCommand {
         command: Vec<String>,
     },
     /// What the site's instances wrote
-    Logs {
-        name: SiteName,
-        /// The access log of the edges instead
-        #[arg(long)]
-        access: bool,
-        #[arg(long)]
-        follow: bool,
-        /// Lines from the end
-        #[arg(long, default_value_t = 50)]
-        lines: usize,
-    },
+    Logs(Logs),
     /// Remove a site with its files and its database
     Delete {
         name: SiteName,
@@ -163,9 +154,7 @@ pub async fn site(global: &Global, command: SiteCommand) -> Result<()> {
         SiteCommand::Deploy { name, source, waiting } => deploy(global, &name, &source, waiting).await,
         SiteCommand::Scale(scale) => self::scale(global, scale).await,
         SiteCommand::Exec { name, command } => exec(&global.cell()?, &name, command).await,
-        SiteCommand::Logs { name, access, follow, lines } => {
-            logs(&global.cell()?, &name, access, follow, lines).await
-        }
+        SiteCommand::Logs(wanted) => logs(&global.cell()?, &wanted).await,
         SiteCommand::Delete { name, confirm } => delete(&global.cell()?, &name, confirm).await,
     }
 }
@@ -396,29 +385,6 @@ async fn agent_of(cell: &Cell, instance: &InstanceView) -> Result<SocketAddr> {
     let server = servers.into_iter().find(|server| server.name == instance.server);
     let server = server.with_context(|| format!("server {} is gone", instance.server))?;
     Ok(SocketAddr::new(server.address, AGENT_PORT))
-}
-
-async fn logs(cell: &Cell, name: &SiteName, access: bool, follow: bool, lines: usize) -> Result<()> {
-    find(cell, name).await?;
-    let servers: Vec<ServerView> = cell.get("/servers").await?;
-    let path = format!("/logs/{name}?access={access}&follow={follow}&lines={lines}");
-    let reading = servers.iter().filter(|server| server.state != "dead").map(|server| {
-        let (agent, path) = (SocketAddr::new(server.address, AGENT_PORT), &path);
-        async move {
-            let answer = cell.ask_agent(Method::GET, agent, path, None::<&()>).await?;
-            let mut partial = Vec::new();
-            for_each_piece(answer, |piece| {
-                partial.extend_from_slice(piece);
-                while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
-                    let line: Vec<u8> = partial.drain(..=end).collect();
-                    put(&[server.name.as_str().as_bytes(), b": ", &line].concat())?;
-                }
-                Ok(())
-            })
-            .await
-        }
-    });
-    futures::future::try_join_all(reading).await.map(drop)
 }
 
 async fn delete(cell: &Cell, name: &SiteName, confirm: Option<SiteName>) -> Result<()> {
