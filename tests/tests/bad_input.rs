@@ -150,6 +150,13 @@ async fn what_does_not_exist_or_is_taken_is_named() {
     rack.run(&["site", "create", "one", "--domain", "one.test", "--from", &from, "--wait"]).await.unwrap();
     says(create("two", "one.test", &[]), 1, &["domain one.test", "site one", "another --domain"]);
     says(create("one", "other.test", &[]), 1, &["site one exists", "deploy"]);
+    let policy = |up: &str, down: &str| {
+        let words = ["site", "scale", "one", "--policy", "load", "--up", up, "--down", down];
+        refused(&mut on(&rack, &words))
+    };
+    says(policy("0", "0"), 2, &["site one", "--up"]);
+    says(policy("1", "1.5"), 2, &["site one", "--down (1.50)", "--up (1.00)"]);
+    says(refused(&mut on(&rack, &["site", "scale", "one", "--up", "3"])), 2, &["--policy"]);
     // Confirmed with another name, or by nobody.
     for more in [&["--confirm", "two"][..], &[]] {
         let said = refused(on(&rack, &["site", "delete", "one"]).args(more));

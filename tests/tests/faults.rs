@@ -2,6 +2,7 @@
 //! other: each begins and ends with a whole cell.
 
 use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,6 +14,9 @@ use kopek_tests::visitors::Visitors;
 use kopek_tests::wait::until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const PER_SECOND: u32 = 20;
@@ -49,6 +53,7 @@ async fn a_site_outlives_its_servers_and_the_cell_comes_back() {
     step!(the_data_plane_serves_alone_and_control_comes_back);
     step!(a_killed_instance_is_restarted_and_its_visitors_are_held);
     step!(a_command_runs_inside_and_the_logs_tell_of_visits);
+    step!(the_logs_of_other_servers_go_on_when_one_is_cut);
     step!(a_deploy_brings_files_and_keeps_uploads);
     step!(a_drained_server_is_left_by_its_instances);
     step!(a_dead_edge_gives_its_address_away);
@@ -198,6 +203,38 @@ async fn a_command_runs_inside_and_the_logs_tell_of_visits(rack: &Rack) -> Resul
         Ok(log.contains("GET /still.php?for=the-log").then_some(()))
     })
     .await
+}
+
+async fn the_logs_of_other_servers_go_on_when_one_is_cut(rack: &Rack) -> Result<()> {
+    let active = rack.cell().await?.active.to_string();
+    let servers = rack.servers().await?;
+    let cut = servers.iter().map(|server| server.name.as_str()).find(|name| *name != active);
+    let cut = cut.context("the rack has one server")?;
+    let place = probe::away_from(rack, &[cut]).await?;
+    Browser::new(&place).page("/still.php?for=the-others").await?;
+    let mut following = Command::new(rack.kopek());
+    following
+        .env("KOPEK_CELL", rack.dir().join("admin"))
+        .args(["site", "logs", SITE, "--access", "--follow"]);
+    following.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut following = following.spawn()?;
+    let mut out = BufReader::new(following.stdout.take().context("no stdout")?).lines();
+    let mut err = BufReader::new(following.stderr.take().context("no stderr")?).lines();
+    let told = async {
+        rack.dev("cut", &[cut]).await?;
+        let told = timeout(LIMIT, err.next_line()).await??.context("the command ended")?;
+        ensure!(told.contains(&format!("server {cut}")), "it says {told:?}");
+        Browser::new(&place).page("/still.php?for=those-who-go-on").await?;
+        loop {
+            let line = timeout(LIMIT, out.next_line()).await??.context("the logs ended")?;
+            if line.contains("for=those-who-go-on") {
+                return Ok(());
+            }
+        }
+    };
+    let told = told.await;
+    rack.dev("heal", &[cut]).await?;
+    told
 }
 
 async fn a_deploy_brings_files_and_keeps_uploads(rack: &Rack) -> Result<()> {

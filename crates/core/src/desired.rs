@@ -190,6 +190,26 @@ impl Default for Policy {
     }
 }
 
+/// Why a site cannot be scaled so.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadPolicy {
+    #[error("a load of 0 is always reached; let --up be more than 0")]
+    AlwaysUp,
+    #[error("instances would come and go for ever; let --down ({down}) be less than --up ({up})")]
+    NeverSettles { up: Load, down: Load },
+}
+
+impl Policy {
+    /// Whether a site can come to rest under it.
+    pub fn check(&self) -> Result<(), BadPolicy> {
+        match *self {
+            Policy::Load { up: Load(0), .. } => Err(BadPolicy::AlwaysUp),
+            Policy::Load { up, down } if down >= up => Err(BadPolicy::NeverSettles { up, down }),
+            Policy::Load { .. } => Ok(()),
+        }
+    }
+}
+
 /// What one instance may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
@@ -232,6 +252,20 @@ impl StoreMembers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_policy_under_which_no_site_comes_to_rest_is_refused() {
+        let check = |up, down| Policy::Load { up: Load(up), down: Load(down) }.check();
+        assert_eq!(Policy::default().check(), Ok(()));
+        assert_eq!(check(1, 0), Ok(()));
+        assert_eq!(check(0, 0), Err(BadPolicy::AlwaysUp));
+        for down in [2_000, 2_001] {
+            assert_eq!(
+                check(2_000, down),
+                Err(BadPolicy::NeverSettles { up: Load(2_000), down: Load(down) })
+            );
+        }
+    }
 
     #[test]
     fn a_site_cannot_have_a_database_of_mariadbs_own_or_one_outside_its_folder() {

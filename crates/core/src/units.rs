@@ -1,6 +1,7 @@
 //! Quantities with their unit in the type.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +50,36 @@ pub struct MilliCores(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Load(pub u32);
 
+/// Not a load: a text that is no number from 0 to 4,294,967.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a load; use a number like 2 or 1.5")]
+pub struct NotALoad(String);
+
+impl FromStr for Load {
+    type Err = NotALoad;
+
+    fn from_str(text: &str) -> Result<Load, NotALoad> {
+        let milli = text.parse::<f64>().ok().map(|load| (load * 1000.0).round());
+        let fitting = milli.filter(|milli| (0.0..=f64::from(u32::MAX)).contains(milli));
+        fitting.map(|milli| Load(milli as u32)).ok_or_else(|| NotALoad(text.to_owned()))
+    }
+}
+
 impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{:02}", self.0 / 1000, self.0 % 1000 / 10)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_is_a_number_that_is_not_negative() {
+        assert_eq!(["2", "1.5", "0", "0.0004"].map(str::parse), [2_000, 1_500, 0, 0].map(|n| Ok(Load(n))));
+        for text in ["", "x", "-1", "NaN", "inf", "1e12"] {
+            assert_eq!(text.parse::<Load>(), Err(NotALoad(text.to_owned())));
+        }
     }
 }

@@ -3,6 +3,9 @@
 //! Before any thread starts it looks whether it was re-executed as a launcher of instances, as the init of a
 //! virtual server or as a rack's forwarder: those must be single-threaded.
 
+// These macros panic when nobody reads any more; `cli/output.rs` writes instead.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod cli;
 mod serve;
 

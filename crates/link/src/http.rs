@@ -15,8 +15,10 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -230,9 +232,19 @@ impl tower_service::Service<Uri> for Dialer {
             let authority = uri.authority().ok_or("a URI without an address")?.as_str();
             let address: SocketAddr = authority.parse()?;
             let stream = within(address, CONNECT_LIMIT, connect(&tls, address)).await?;
+            notice_dead_peer(stream.get_ref().0)?;
             Ok::<Link, BoxError>(Link(TokioIo::new(stream)))
         })
     }
+}
+
+/// A server that is cut off closes nothing, and an answer may take for ever (a log that is followed): after
+/// about 10 s without a sign of life the connection breaks.
+fn notice_dead_peer(stream: &TcpStream) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &4)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &2)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &3)
 }
 
 /// One connection in the pool.

@@ -16,7 +16,7 @@ use hyper::Method;
 use kopek_core::{ServerId, SiteName};
 use kopek_link::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -317,4 +317,22 @@ async fn a_server_that_is_down_is_told_apart_from_one_that_refuses() {
     let error = api.call::<(), ()>(Method::GET, address, "/me", None, SOON).await.unwrap_err();
     assert!(error.is_unreachable(), "{error:?}");
     assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn strangers_do_not_keep_members_out() {
+    let cell = cell();
+    let address = serve(&cell, Clients::Anyone).await;
+    let first = TcpStream::connect(address).await.unwrap();
+    let mut others = Vec::new();
+    for _ in 0..256 {
+        others.push(TcpStream::connect(address).await.unwrap());
+    }
+    // Before anybody's time for a handshake is over.
+    let mut first = first;
+    let ended = timeout(SOON, first.read(&mut [0; 1])).await.expect("the oldest stranger is still there");
+    assert!(!matches!(ended, Ok(1..)), "{ended:?}");
+    let api = Api::new(server(&cell, "s1"));
+    let me: Option<String> = api.call(Method::GET, address, "/me", None::<&()>, SOON).await.unwrap();
+    assert_eq!(me.as_deref(), Some("server:s1"));
 }

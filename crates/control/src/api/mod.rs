@@ -3,6 +3,8 @@
 //! standby answers 421 and names the active one.
 
 mod cell;
+#[cfg(test)]
+mod desk;
 mod events;
 mod images;
 pub mod servers;
@@ -111,6 +113,11 @@ pub struct Refused {
 impl Refused {
     fn new(status: StatusCode, error: impl ToString) -> Refused {
         Refused { status, refusal: Refusal { error: error.to_string(), active: None } }
+    }
+
+    #[cfg(test)]
+    fn says(&self, words: &str) -> bool {
+        self.refusal.error.contains(words)
     }
 
     fn unknown(kind: &str, name: impl std::fmt::Display) -> Refused {

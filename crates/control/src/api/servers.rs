@@ -8,9 +8,9 @@ use axum::http::StatusCode;
 use kopek_core::api::{IssuedToken, Join, Joined, ServerView};
 use kopek_core::desired::{Server, Standing};
 use kopek_core::observed::{MemberState, Report};
-use kopek_core::{Load, ServerId, keys};
+use kopek_core::{Load, Moment, ServerId, keys};
 use kopek_link::authority::CellAuthority;
-use kopek_store::{Compare, Op};
+use kopek_store::{Commit, Compare, Entry, Op};
 use serde::{Deserialize, Serialize};
 
 use super::{Acting, FromServer, Refused, committed};
@@ -20,6 +20,9 @@ use crate::token::{Issued, Token};
 
 /// Long enough to copy it to another machine's terminal, short enough to forget.
 const TOKEN_LIFE_MS: u64 = 60 * 60 * 1000;
+
+/// Deleted with each new token: far below what one commit takes (`kopek_store::OPS_MAX`).
+const EXPIRED_MAX: usize = 100;
 
 /// The cell's CA as it lies in the store.
 #[derive(Serialize, Deserialize)]
@@ -150,25 +153,27 @@ pub async fn issue_token(Acting(active): Acting) -> Result<Json<IssuedToken>, Re
     let authority = authority(&active).await?;
     let token = Token::new(authority.fingerprint().clone());
     let expires = active.now().plus_millis(TOKEN_LIFE_MS);
-    committed(active.commit(vec![], vec![put(token.key(), &Issued { expires })]).await?)?;
+    let given = active.store.range(keys::TOKENS).await?;
+    let mut ops = vec![put(token.key(), &Issued { expires })];
+    let expired = given.entries.into_iter().filter(|entry| has_expired(entry, active.now()));
+    ops.extend(expired.take(EXPIRED_MAX).map(|entry| Op::Delete { key: entry.key }));
+    committed(active.commit(vec![], ops).await?)?;
     Ok(Json(IssuedToken { token: token.to_string(), expires }))
 }
 
 /// A new server gives its token and a signing request, and gets a certificate and the store's location. The
 /// token is spent in the same commit that makes the server known.
 pub async fn join(Acting(active): Acting, Json(join): Json<Join>) -> Result<Json<Joined>, Refused> {
-    let refuse = |error: String| Err(Refused::new(StatusCode::FORBIDDEN, error));
+    let refuse = |error: &str| Err(Refused::new(StatusCode::FORBIDDEN, error));
     let token = Token::parse(&join.token).map_err(Refused::unusable)?;
-    let _editing = active.editing.lock().await;
-    let Some(entry) = active.store.get(&token.key()).await? else {
-        return refuse(
-            "this join token was used before or never given; get a new one with `kopek server token`".into(),
-        );
-    };
-    let issued: Issued = serde_json::from_slice(&entry.value).map_err(Refused::unusable)?;
-    if issued.has_expired(active.now()) {
-        return refuse("this join token has expired; get a new one with `kopek server token`".into());
+    // Before anything that others would wait for: anybody may call this.
+    let Some(entry) = active.store.get(&token.key()).await? else { return refuse(UNKNOWN_TOKEN) };
+    if has_expired(&entry, active.now()) {
+        let unchanged = Compare::RevisionIs { key: token.key(), revision: entry.revision };
+        active.commit(vec![unchanged], vec![Op::Delete { key: token.key() }]).await?;
+        return refuse("this join token has expired; get a new one with `kopek server token`");
     }
+    let _editing = active.editing.lock().await;
     let view = active.view();
     let servers = &view.state.desired.servers;
     if servers.contains_key(&join.name) {
@@ -201,9 +206,22 @@ pub async fn join(Acting(active): Acting, Json(join): Json<Join>) -> Result<Json
         put(keys::server(&join.name), &server),
         active.event(&join.name, "server joined", format!("at {} with {} slots", join.address, join.slots)),
     ];
-    committed(active.commit(compares, ops).await?)?;
+    let commit = active.commit(compares, ops).await?;
+    // Another server may have joined with it meanwhile.
+    if commit == Commit::Conflict && active.store.get(&token.key()).await?.is_none() {
+        return refuse(UNKNOWN_TOKEN);
+    }
+    committed(commit)?;
     let store = serde_json::to_value(active.location.borrow().clone()).expect("a location is plain JSON");
     Ok(Json(Joined { ca: authority(&active).await?.ca_pem().to_owned(), certificate, store }))
+}
+
+const UNKNOWN_TOKEN: &str =
+    "this join token was used before or never given; get a new one with `kopek server token`";
+
+/// Also what cannot be read: no token that this controller could honour.
+fn has_expired(entry: &Entry, now: Moment) -> bool {
+    serde_json::from_slice::<Issued>(&entry.value).map_or(true, |issued| issued.has_expired(now))
 }
 
 async fn authority(active: &Active) -> Result<CellAuthority, Refused> {
@@ -227,4 +245,80 @@ pub async fn report(
     }
     active.reports.record(report, active.now());
     Ok(Json(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kopek_core::Digest;
+    use kopek_link::authority::Csr;
+
+    use super::*;
+    use crate::api::desk::Desk;
+
+    async fn tokens(desk: &Desk) -> Vec<String> {
+        let range = desk.active.store.range(keys::TOKENS).await.unwrap();
+        range.entries.into_iter().map(|entry| entry.key).collect()
+    }
+
+    async fn give(desk: &Desk) -> Token {
+        let issued = issue_token(desk.acting()).await.unwrap().0;
+        Token::parse(&issued.token).unwrap()
+    }
+
+    async fn let_expire(desk: &Desk, token: &Token) {
+        let put = put(token.key(), &Issued { expires: desk.active.now() });
+        committed(desk.active.commit(vec![], vec![put]).await.unwrap()).unwrap();
+    }
+
+    async fn ask_to_join(desk: &Desk, token: &Token, name: &str, host: u8) -> Result<Joined, Refused> {
+        let request = Join {
+            token: token.to_string(),
+            name: ServerId::parse(name).unwrap(),
+            address: [10, 0, 0, host].into(),
+            rack: "rack1".to_owned(),
+            slots: 1,
+            csr: Csr::new().unwrap().csr_pem,
+        };
+        join(desk.acting(), Json(request)).await.map(|joined| joined.0)
+    }
+
+    #[tokio::test]
+    async fn a_token_is_good_for_one_server_and_is_gone_then() {
+        let desk = Desk::new().await;
+        let token = give(&desk).await;
+        // At once: one of the two finds it spent when it comes to write.
+        let (one, other) =
+            tokio::join!(ask_to_join(&desk, &token, "s2", 2), ask_to_join(&desk, &token, "s3", 3));
+        assert!(one.is_ok() != other.is_ok(), "{one:?} {other:?}");
+        let refused = one.and(other).unwrap_err();
+        assert!(refused.says("used before or never given"), "{refused:?}");
+        assert_eq!(tokens(&desk).await, [""; 0]);
+        let again = ask_to_join(&desk, &token, "s4", 4).await.unwrap_err();
+        assert!(again.says("used before or never given"), "{again:?}");
+        assert_eq!(desk.active.view().state.desired.servers.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_expired_token_lets_nobody_in_and_is_deleted() {
+        let desk = Desk::new().await;
+        let (tried, forgotten) = (give(&desk).await, give(&desk).await);
+        let_expire(&desk, &tried).await;
+        let refused = ask_to_join(&desk, &tried, "s2", 2).await.unwrap_err();
+        assert!(refused.says("has expired"), "{refused:?}");
+        assert_eq!(tokens(&desk).await, [forgotten.key()]);
+        let_expire(&desk, &forgotten).await;
+        let fresh = give(&desk).await;
+        assert_eq!(tokens(&desk).await, [fresh.key()]);
+    }
+
+    #[tokio::test]
+    async fn who_has_no_token_waits_for_nobody_and_nobody_for_them() {
+        let desk = Desk::new().await;
+        let _editing = desk.active.editing.lock().await;
+        let token = Token::new(Digest::parse(&"ab".repeat(32)).unwrap());
+        let refused = tokio::time::timeout(Duration::from_secs(5), ask_to_join(&desk, &token, "s2", 2));
+        assert!(refused.await.expect("it waited for the lock").is_err());
+    }
 }

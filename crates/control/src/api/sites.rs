@@ -69,6 +69,7 @@ pub async fn create(
             wanted.name
         )));
     }
+    check_policy(&wanted.name, wanted.policy)?;
     if !state.desired.images.contains_key(&wanted.image) {
         return Err(Refused::unknown("image", &wanted.image));
     }
@@ -282,6 +283,7 @@ pub async fn scale(
         site.min = scale.min.unwrap_or(site.min);
         site.max = scale.max.unwrap_or(site.max);
         site.policy = scale.policy.unwrap_or(site.policy);
+        check_policy(&site.name, site.policy)?;
         if site.min > site.max {
             let error = format!("site {}: min {} exceeds max {}", site.name, site.min, site.max);
             return Err(Refused::unusable(error));
@@ -290,6 +292,10 @@ pub async fn scale(
         Ok(format!("{} to {} instances, load {down} to {up}", site.min, site.max))
     })
     .await
+}
+
+fn check_policy(name: &SiteName, policy: Policy) -> Result<(), Refused> {
+    policy.check().map_err(|error| Refused::unusable(format!("site {name}: {error}")))
 }
 
 async fn edit(

@@ -10,7 +10,7 @@ use kopek_rack::{DEFAULT_DIR, Rack, RackStatus, Removed};
 use serde_json::json;
 
 use super::dev_up;
-use super::output::{Format, names, table};
+use super::output::{Format, names, say, table, tell};
 use super::{Fault, Global, require_root};
 
 #[derive(Subcommand)]
@@ -85,8 +85,8 @@ pub async fn dev(global: &Global, command: DevCommand) -> Result<()> {
             let removed = Rack::down(&place.dir)?;
             dev_up::forget_cell(&place.dir)?;
             match removed {
-                Removed::Rack => eprintln!("the rack in {} is gone", place.dir.display()),
-                Removed::Nothing => eprintln!("there is no rack in {}", place.dir.display()),
+                Removed::Rack => tell(format_args!("the rack in {} is gone", place.dir.display())),
+                Removed::Nothing => tell(format_args!("there is no rack in {}", place.dir.display())),
             }
             Ok(())
         }
@@ -138,17 +138,17 @@ fn status(format: Format, rack: &Rack) -> Result<()> {
                 "dir": status.dir,
                 "subnet": status.subnet,
             });
-            println!("{}", serde_json::to_string_pretty(&document)?);
+            say(serde_json::to_string_pretty(&document)?)?;
         }
         Format::Table => {
             let rows = status.servers.iter().map(|server| {
                 vec![server.name.to_string(), server.address.to_string(), server.state.to_string()]
             });
-            println!("{}", table(&["server", "address", "state"], rows));
-            println!("\nVIPs      {}", names(&status.vips));
-            println!("API       {}", api.unwrap_or_default());
+            say(table(&["server", "address", "state"], rows))?;
+            say(format_args!("\nVIPs      {}", names(&status.vips)))?;
+            say(format_args!("API       {}", api.unwrap_or_default()))?;
             for forward in status.forwards.iter().filter(|forward| forward.running) {
-                println!("open      http://{} leads to {}", forward.listen, forward.to);
+                say(format_args!("open      http://{} leads to {}", forward.listen, forward.to))?;
             }
         }
     }

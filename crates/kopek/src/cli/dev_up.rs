@@ -14,6 +14,7 @@ use super::cell::Cell;
 use super::dev::Up;
 use super::doctor;
 use super::image::{self, CACHE};
+use super::output::tell;
 
 const SERVICES: [&str; 5] = ["agent", "files", "sql", "edge", "control"];
 /// A step that takes longer than this on the slowest machine has failed.
@@ -40,10 +41,10 @@ pub async fn up(up: &Up) -> Result<Rack> {
     match furnish(up, &rack, &images, listen, &mut steps).await {
         Ok(()) => Ok(rack),
         Err(error) => {
-            eprintln!(
+            tell(format_args!(
                 "the rack stays for you to look at; `kopek dev down --dir {}` removes it",
                 dir.display()
-            );
+            ));
             Err(error)
         }
     }
@@ -209,7 +210,7 @@ impl Steps {
     }
 
     fn done(&mut self, what: &str) {
-        eprintln!("{:>6.1} s  {what}", self.last.elapsed().as_secs_f64());
+        tell(format_args!("{:>6.1} s  {what}", self.last.elapsed().as_secs_f64()));
         self.last = Instant::now();
     }
 }

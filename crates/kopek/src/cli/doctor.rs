@@ -5,7 +5,7 @@ use kopek_core::api::{CellView, PoolView, ServerView};
 use serde::Serialize;
 
 use super::Global;
-use super::output::Format;
+use super::output::{Format, say};
 
 /// Programs that the agent runs, with the Debian package that brings each.
 const PROGRAMS: [(&str, &str); 9] = [
@@ -66,10 +66,10 @@ pub async fn doctor(global: &Global) -> Result<()> {
         }
     }
     match global.format() {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+        Format::Json => say(serde_json::to_string_pretty(&findings)?)?,
         Format::Table => {
-            for Finding { subject, well, say } in &findings {
-                println!("{} {subject:<22} {say}", if *well { "ok  " } else { "BAD " });
+            for Finding { subject, well, say: found } in &findings {
+                say(format_args!("{} {subject:<22} {found}", if *well { "ok  " } else { "BAD " }))?;
             }
         }
     }

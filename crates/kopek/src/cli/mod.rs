@@ -12,6 +12,7 @@ mod server;
 mod site;
 mod site_check;
 mod site_config;
+mod site_logs;
 mod watch;
 
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::serve::{self, Service};
 use cell::Cell;
-use output::Format;
+use output::{Format, put, tell};
 
 /// Hosts unmodified PHP + MySQL sites on ordinary Linux servers
 #[derive(Parser)]
@@ -130,6 +131,9 @@ pub enum Fault {
     /// A command inside an instance ended with this code.
     #[error("")]
     Exit(u8),
+    /// Nobody reads our stdout any more: whoever did has what it wanted, so this counts as done.
+    #[error("nobody reads the output any more")]
+    ReaderLeft,
 }
 
 impl Fault {
@@ -142,7 +146,7 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() && error.kind() != HELP_INSTEAD => {
-            eprintln!("kopek: {}", usage_line(&error.to_string()));
+            tell(format_args!("kopek: {}", usage_line(&error.to_string())));
             return ExitCode::from(2);
         }
         // What was asked for on stdout, or help because nothing was.
@@ -152,13 +156,13 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let fault = error.downcast_ref::<Fault>();
-            if let Some(Fault::Exit(code)) = fault {
-                return ExitCode::from(*code);
-            }
-            if !is_closed_pipe(&error) {
-                eprintln!("kopek: {}", one_line(&error));
+            match fault {
+                Some(Fault::Exit(_) | Fault::ReaderLeft) => {}
+                _ => tell(format_args!("kopek: {}", one_line(&error))),
             }
             match fault {
+                Some(Fault::Exit(code)) => ExitCode::from(*code),
+                Some(Fault::ReaderLeft) => ExitCode::SUCCESS,
                 Some(Fault::Usage(_)) => ExitCode::from(2),
                 Some(Fault::TimedOut { .. }) => ExitCode::from(3),
                 _ => ExitCode::FAILURE,
@@ -192,12 +196,6 @@ fn one_line(error: &anyhow::Error) -> String {
     line.replace('\n', " ")
 }
 
-/// `kopek events | head` is no failure worth a message.
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    let io = error.downcast_ref::<std::io::Error>();
-    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
 fn run(cli: Cli) -> Result<()> {
     let Cli { global, command } = cli;
     if let Command::Run { service, config } = command {
@@ -219,8 +217,9 @@ fn run(cli: Cli) -> Result<()> {
             Command::Cell(command) => server::cell(&global, command).await,
             Command::Store(command) => server::store(&global, command).await,
             Command::Completion { shell } => {
-                clap_complete::generate(shell, &mut Cli::command(), "kopek", &mut std::io::stdout());
-                Ok(())
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "kopek", &mut script);
+                put(&script)
             }
             Command::Run { .. } => unreachable!("services were started above"),
         }
@@ -249,6 +248,19 @@ mod tests {
         let unknown = parse(&["kopek", "site", "ls", "--jsn"]);
         assert!(unknown.contains("'--jsn'") && unknown.contains("'--json'"), "{unknown}");
         assert!(!unknown.contains('\n'));
+    }
+
+    #[test]
+    fn loads_without_their_policy_are_not_passed_over() {
+        let parse = |more: &[&str]| Cli::try_parse_from([&["kopek", "site", "scale", "blog"], more].concat());
+        for option in ["--up", "--down"] {
+            let refused = usage_line(&parse(&[option, "3"]).err().unwrap().to_string());
+            assert!(refused.contains("--policy"), "{refused}");
+            assert!(parse(&[option, "3", "--policy", "load"]).is_ok());
+        }
+        assert!(parse(&["--min", "2"]).is_ok());
+        let refused = usage_line(&parse(&["--policy", "load", "--up", "-1"]).err().unwrap().to_string());
+        assert!(refused.contains("-1"), "{refused}");
     }
 
     #[test]

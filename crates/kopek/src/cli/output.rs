@@ -1,12 +1,16 @@
-//! Results on stdout, tables for people or JSON for programs; messages and progress on stderr.
+//! Results on stdout, tables for people or JSON for programs; messages and progress on stderr. Nothing else
+//! in the command line writes to either: the macros of the standard library panic when nobody reads any more.
 
-use std::io::{Write, stdout};
+use std::fmt::Display;
+use std::io::{ErrorKind, Write, stderr, stdout};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use kopek_core::Moment;
 use serde::Serialize;
+
+use super::Fault;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -23,10 +27,9 @@ impl Format {
         row: impl Fn(&T) -> Vec<String>,
     ) -> Result<()> {
         match self {
-            Format::Json => writeln!(stdout(), "{}", serde_json::to_string_pretty(items)?)?,
-            Format::Table => writeln!(stdout(), "{}", table(head, items.iter().map(row)))?,
+            Format::Json => say(serde_json::to_string_pretty(items)?),
+            Format::Table => say(table(head, items.iter().map(row))),
         }
-        Ok(())
     }
 
     pub fn one<T: Serialize>(
@@ -35,15 +38,39 @@ impl Format {
         fields: impl FnOnce(&T) -> Vec<(&'static str, String)>,
     ) -> Result<()> {
         match self {
-            Format::Json => writeln!(stdout(), "{}", serde_json::to_string_pretty(item)?)?,
+            Format::Json => say(serde_json::to_string_pretty(item)?)?,
             Format::Table => {
                 for (name, value) in fields(item) {
-                    writeln!(stdout(), "{name:<12} {value}")?;
+                    say(format_args!("{name:<12} {value}"))?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// A line of data.
+pub fn say(line: impl Display) -> Result<()> {
+    put(format!("{line}\n").as_bytes())
+}
+
+/// Data as it is. Whoever reads may have had enough (`kopek events | head`): that ends the command.
+pub fn put(bytes: &[u8]) -> Result<()> {
+    let mut out = stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Fault::ReaderLeft.into()),
+        written => written.context("cannot write to stdout"),
+    }
+}
+
+/// A message. That nobody reads it is no reason to leave something half done.
+pub fn tell(message: impl Display) {
+    put_message(format!("{message}\n").as_bytes());
+}
+
+pub fn put_message(bytes: &[u8]) {
+    let mut err = stderr().lock();
+    let _ = err.write_all(bytes).and_then(|()| err.flush());
 }
 
 pub fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Table {

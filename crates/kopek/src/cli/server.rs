@@ -12,7 +12,7 @@ use kopek_core::config::{CONTROL_PORT, Dirs, ServerConfig};
 use kopek_core::desired::Cell as CellSettings;
 
 use super::cell::Cell;
-use super::output::{local_time, names, spinner};
+use super::output::{local_time, names, say, spinner, tell};
 use super::{Fault, Global, Waiting};
 
 #[derive(Subcommand)]
@@ -176,8 +176,7 @@ pub async fn server(global: &Global, command: ServerCommand) -> Result<()> {
             let cell = global.cell()?;
             if waiting.dry_run {
                 let view = find(&cell, &server).await?;
-                println!("would move {} instances away from {server}", view.instances);
-                return Ok(());
+                return say(format_args!("would move {} instances away from {server}", view.instances));
             }
             let _: () = cell.post(&format!("/servers/{server}/drain"), &()).await?;
             let Some(limit) = waiting.limit() else { return Ok(()) };
@@ -204,7 +203,7 @@ pub async fn server(global: &Global, command: ServerCommand) -> Result<()> {
             join.machine.make_folders()?;
             let config = join.machine.config();
             founding::join(&config, &join.machine.config, address, &join.token).await?;
-            eprintln!("{} belongs to the cell now; start its services", config.name);
+            tell(format_args!("{} belongs to the cell now; start its services", config.name));
             Ok(())
         }
         ServerCommand::Remove { server } => global.cell()?.delete(&format!("/servers/{server}")).await,
@@ -236,7 +235,7 @@ pub async fn cell(global: &Global, command: CellCommand) -> Result<()> {
             let settings =
                 CellSettings { name: cell_name, vips: vips.into_iter().collect(), ..CellSettings::default() };
             founding::found(&machine.config(), &machine.config, settings).await?;
-            eprintln!("{} is the first server of a new cell; start its services", machine.name);
+            tell(format_args!("{} is the first server of a new cell; start its services", machine.name));
             Ok(())
         }
         CellCommand::Show => {

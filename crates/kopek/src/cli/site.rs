@@ -1,6 +1,6 @@
 //! `kopek site …`.
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,8 @@ use tokio_util::io::ReaderStream;
 use super::cell::{Cell, for_each_piece};
 use super::image::upload;
 use super::instance::{INSTANCE_HEAD, instance_row};
-use super::output::{bytes_bar, names, spinner, table};
+use super::output::{bytes_bar, names, put, put_message, say, spinner, table};
+use super::site_logs::{Logs, logs};
 use super::{Fault, Global, Waiting};
 use super::{site_check, site_config};
 
@@ -54,17 +55,7 @@ pub enum SiteCommand {
         command: Vec<String>,
     },
     /// What the site's instances wrote
-    Logs {
-        name: SiteName,
-        /// The access log of the edges instead
-        #[arg(long)]
-        access: bool,
-        #[arg(long)]
-        follow: bool,
-        /// Lines from the end
-        #[arg(long, default_value_t = 50)]
-        lines: usize,
-    },
+    Logs(Logs),
     /// Remove a site with its files and its database
     Delete {
         name: SiteName,
@@ -132,11 +123,11 @@ pub struct Scale {
     #[arg(long, value_parser = ["load"])]
     policy: Option<String>,
     /// Load of one instance at which one is added
-    #[arg(long, default_value_t = 2.0)]
-    up: f64,
+    #[arg(long, default_value = "2", requires = "policy")]
+    up: Load,
     /// Load of an extra instance below which it goes
-    #[arg(long, default_value_t = 1.0)]
-    down: f64,
+    #[arg(long, default_value = "1", requires = "policy")]
+    down: Load,
     #[command(flatten)]
     waiting: Waiting,
 }
@@ -163,9 +154,7 @@ pub async fn site(global: &Global, command: SiteCommand) -> Result<()> {
         SiteCommand::Deploy { name, source, waiting } => deploy(global, &name, &source, waiting).await,
         SiteCommand::Scale(scale) => self::scale(global, scale).await,
         SiteCommand::Exec { name, command } => exec(&global.cell()?, &name, command).await,
-        SiteCommand::Logs { name, access, follow, lines } => {
-            logs(&global.cell()?, &name, access, follow, lines).await
-        }
+        SiteCommand::Logs(wanted) => logs(&global.cell()?, &wanted).await,
         SiteCommand::Delete { name, confirm } => delete(&global.cell()?, &name, confirm).await,
     }
 }
@@ -187,11 +176,10 @@ async fn create(global: &Global, create: Create) -> Result<()> {
     let dump = create.db_dump.as_deref().map(check_readable).transpose()?;
     if create.waiting.dry_run {
         let database = database.map_or("no database".to_owned(), |db| format!("database {}", db.name));
-        println!(
+        return say(format_args!(
             "would create {} with {} files, {}, {database}",
             create.name, packed.tree.files, packed.tree.bytes
-        );
-        return Ok(());
+        ));
     }
     let tree = upload(&cell, packed.file.path(), &format!("site {}", create.name)).await?;
     let request = CreateSite {
@@ -311,8 +299,8 @@ async fn deploy(global: &Global, name: &SiteName, source: &SourceArgs, waiting: 
     let packed = pack(source)?;
     site_check::check_room(&cell, name, packed.tree.bytes, packed.size()?).await?;
     if waiting.dry_run {
-        println!("would deploy {} files, {} to {name}", packed.tree.files, packed.tree.bytes);
-        return Ok(());
+        let Packed { files, bytes, .. } = packed.tree;
+        return say(format_args!("would deploy {files} files, {bytes} to {name}"));
     }
     let tree = upload(&cell, packed.file.path(), &format!("site {name}")).await?;
     let mut site: SiteView = cell.post(&format!("/sites/{name}/deploy"), &DeploySite { tree }).await?;
@@ -328,19 +316,20 @@ async fn deploy(global: &Global, name: &SiteName, source: &SourceArgs, waiting: 
 }
 
 async fn scale(global: &Global, scale: Scale) -> Result<()> {
-    let cell = global.cell()?;
     let name = &scale.name;
-    let milli = |load: f64| Load((load * 1000.0).round() as u32);
-    let request = ScaleSite {
-        min: scale.min,
-        max: scale.max,
-        policy: scale.policy.map(|_| Policy::Load { up: milli(scale.up), down: milli(scale.down) }),
-    };
+    let policy = scale.policy.map(|_| Policy::Load { up: scale.up, down: scale.down });
+    if let Some(policy) = policy {
+        policy.check().map_err(|error| Fault::Usage(format!("site {name}: {error}")))?;
+    }
+    let request = ScaleSite { min: scale.min, max: scale.max, policy };
+    let cell = global.cell()?;
     if scale.waiting.dry_run {
         let site = find(&cell, name).await?;
         let (min, max) = (request.min.unwrap_or(site.min), request.max.unwrap_or(site.max));
-        println!("would let {name} have {min} to {max} instances instead of {} to {}", site.min, site.max);
-        return Ok(());
+        return say(format_args!(
+            "would let {name} have {min} to {max} instances instead of {} to {}",
+            site.min, site.max
+        ));
     }
     let mut site: SiteView = cell.post(&format!("/sites/{name}/scale"), &request).await?;
     if let Some(limit) = scale.waiting.limit() {
@@ -376,8 +365,8 @@ async fn exec(cell: &Cell, name: &SiteName, command: Vec<String>) -> Result<()> 
         while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = partial.drain(..=end).collect();
             match serde_json::from_slice(&line)? {
-                ExecLine::Out(text) => std::io::stdout().write_all(&STANDARD.decode(text)?)?,
-                ExecLine::Err(text) => std::io::stderr().write_all(&STANDARD.decode(text)?)?,
+                ExecLine::Out(text) => put(&STANDARD.decode(text)?)?,
+                ExecLine::Err(text) => put_message(&STANDARD.decode(text)?),
                 ExecLine::Exit(exit) => code = Some(exit),
             }
         }
@@ -398,38 +387,16 @@ async fn agent_of(cell: &Cell, instance: &InstanceView) -> Result<SocketAddr> {
     Ok(SocketAddr::new(server.address, AGENT_PORT))
 }
 
-async fn logs(cell: &Cell, name: &SiteName, access: bool, follow: bool, lines: usize) -> Result<()> {
-    find(cell, name).await?;
-    let servers: Vec<ServerView> = cell.get("/servers").await?;
-    let path = format!("/logs/{name}?access={access}&follow={follow}&lines={lines}");
-    let reading = servers.iter().filter(|server| server.state != "dead").map(|server| {
-        let (agent, path) = (SocketAddr::new(server.address, AGENT_PORT), &path);
-        async move {
-            let answer = cell.ask_agent(Method::GET, agent, path, None::<&()>).await?;
-            let mut partial = Vec::new();
-            for_each_piece(answer, |piece| {
-                partial.extend_from_slice(piece);
-                while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
-                    let line: Vec<u8> = partial.drain(..=end).collect();
-                    write!(std::io::stdout(), "{}: {}", server.name, String::from_utf8_lossy(&line))?;
-                }
-                Ok(())
-            })
-            .await
-        }
-    });
-    futures::future::try_join_all(reading).await.map(drop)
-}
-
 async fn delete(cell: &Cell, name: &SiteName, confirm: Option<SiteName>) -> Result<()> {
     find(cell, name).await?;
     let confirmed = match confirm {
         Some(given) => given == *name,
         None => {
             if std::io::stdin().is_terminal() {
-                eprint!(
+                let question = format!(
                     "This removes the files and the database of {name} for good. Type its name to go on: "
                 );
+                put_message(question.as_bytes());
             }
             let mut line = String::new();
             std::io::stdin().read_line(&mut line)?;

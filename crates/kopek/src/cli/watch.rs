@@ -11,7 +11,7 @@ use kopek_core::event::{Event, KEPT};
 
 use super::Global;
 use super::instance::{INSTANCE_HEAD, instance_row};
-use super::output::{Format, local_time, table};
+use super::output::{Format, local_time, put, say, table};
 
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
@@ -85,12 +85,12 @@ fn is_about(event: &Event, site: &SiteName) -> bool {
 /// One line an event, also as JSON, so that a program can read them as they come.
 fn show(format: Format, event: &Event) -> Result<()> {
     match format {
-        Format::Json => println!("{}", serde_json::to_string(event)?),
+        Format::Json => say(serde_json::to_string(event)?),
         Format::Table => {
-            println!("{}  {:<14} {} ({})", local_time(event.at), event.subject, event.what, event.reason)
+            let at = local_time(event.at);
+            say(format_args!("{at}  {:<14} {} ({})", event.subject, event.what, event.reason))
         }
     }
-    Ok(())
 }
 
 pub async fn top(global: &Global, wanted: Top) -> Result<()> {
@@ -100,13 +100,11 @@ pub async fn top(global: &Global, wanted: Top) -> Result<()> {
         let mut instances: Vec<InstanceView> = cell.get("/instances").await?;
         instances.sort_by_key(|instance| std::cmp::Reverse(instance.load));
         match global.format() {
-            Format::Json => {
-                println!("{}", serde_json::json!({ "servers": servers, "instances": instances }))
-            }
+            Format::Json => say(serde_json::json!({ "servers": servers, "instances": instances }))?,
             Format::Table => {
                 if !wanted.once {
                     // Clear and home: ECMA-48 ED, CUP.
-                    print!("\x1b[2J\x1b[H");
+                    put(b"\x1b[2J\x1b[H")?;
                 }
                 let rows = servers.iter().map(|server| {
                     vec![
@@ -118,11 +116,9 @@ pub async fn top(global: &Global, wanted: Top) -> Result<()> {
                         server.disk_free.to_string(),
                     ]
                 });
-                println!(
-                    "{}\n",
-                    table(&["server", "state", "load", "slots", "memory free", "disk free"], rows)
-                );
-                println!("{}", table(INSTANCE_HEAD, instances.iter().map(instance_row)));
+                let head = ["server", "state", "load", "slots", "memory free", "disk free"];
+                say(format_args!("{}\n", table(&head, rows)))?;
+                say(table(INSTANCE_HEAD, instances.iter().map(instance_row)))?;
             }
         }
         if wanted.once {
