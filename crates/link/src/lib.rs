@@ -12,6 +12,7 @@ pub mod http;
 pub mod identity;
 pub mod part;
 pub mod preamble;
+pub mod receive;
 pub mod serve;
 
 pub use authority::{AuthorityError, CellAuthority, Csr};

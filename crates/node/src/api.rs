@@ -24,6 +24,7 @@ use kopek_core::config::{Dirs, ServerConfig};
 use kopek_core::{InstanceId, SiteName};
 use kopek_instance::Who;
 use kopek_link::identity::Peer;
+use kopek_link::receive::receive;
 use kopek_store::Location;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -55,6 +56,10 @@ pub struct Desk {
 }
 
 pub fn router(desk: Arc<Desk>) -> Router {
+    // Of an agent that was killed while it read them.
+    for left in std::fs::read_dir(desk.dirs.state.join("dumps")).into_iter().flatten().flatten() {
+        let _ = std::fs::remove_file(left.path());
+    }
     let people = Router::new()
         .route("/exec/{instance}", post(exec))
         .layer(DefaultBodyLimit::max(EXEC_BODY_MAX))
@@ -258,26 +263,20 @@ async fn dump(State(desk): State<Arc<Desk>>, Path(site): Path<SiteName>, body: B
         return refuse(StatusCode::CONFLICT, error);
     };
     let folder = desk.dirs.state.join("dumps");
-    let path = folder.join(format!("{site}.sql"));
     let imported = async {
-        let fault = |error: std::io::Error| DumpFault { line: None, message: error.to_string() };
-        tokio::fs::create_dir_all(&folder).await.map_err(fault)?;
-        let mut file = tokio::fs::File::create(&path).await.map_err(fault)?;
-        let mut chunks = body.into_data_stream();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|error| DumpFault { line: None, message: error.to_string() })?;
-            file.write_all(&chunk).await.map_err(fault)?;
-        }
-        file.flush().await.map_err(fault)?;
-        desk.member.import_dump(&database, &path).await.map_err(|error| match error {
+        let unread = |message: String| DumpFault { line: None, message };
+        tokio::fs::create_dir_all(&folder).await.map_err(|error| unread(error.to_string()))?;
+        // A name of its own: one whose sender went away is removed whenever that is noticed.
+        let path = folder.join(format!("{site}-{:016x}.sql", rand::random::<u64>()));
+        let dump = receive(body, path, |_| {})
+            .await
+            .map_err(|error| unread(format!("server {} cannot take it: {error}", desk.config.name)))?;
+        desk.member.import_dump(&database, dump.path()).await.map_err(|error| match error {
             DumpError::Statement { line, message } => DumpFault { line: Some(line), message },
-            other => DumpFault { line: None, message: other.to_string() },
+            other => unread(other.to_string()),
         })
     };
-    let outcome = imported.await;
-    // Absent if it could not be made.
-    let _ = tokio::fs::remove_file(&path).await;
-    match outcome {
+    match imported.await {
         Ok(()) => Json(()).into_response(),
         Err(fault) => (StatusCode::UNPROCESSABLE_ENTITY, Json(fault)).into_response(),
     }

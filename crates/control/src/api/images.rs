@@ -4,13 +4,12 @@
 use axum::Json;
 use axum::body::Body;
 use axum::http::StatusCode;
-use futures::StreamExt;
 use kopek_core::api::{ImageView, RegisterImage, UploadedTree};
 use kopek_core::desired::Image;
 use kopek_core::{Bytes, Digest, Moment, keys};
+use kopek_link::receive::receive;
 use kopek_store::Op;
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
 
 use super::{Acting, Refused, committed};
 use crate::active::Active;
@@ -24,20 +23,18 @@ pub async fn upload(Acting(active): Acting, body: Body) -> Result<Json<UploadedT
         Refused::new(StatusCode::INSUFFICIENT_STORAGE, error)
     };
     tokio::fs::create_dir_all(&folder).await.map_err(disk_error)?;
-    let draft = Draft(folder.join(format!(".upload-{:016x}", rand::random::<u64>())));
-    let mut file = tokio::fs::File::create(&draft.0).await.map_err(disk_error)?;
-    let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0u64);
-    let mut chunks = body.into_data_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk
-            .map_err(|source| Refused::unusable(format!("the upload broke off: {source}; repeat it")))?;
-        hasher.update(&chunk);
-        bytes += chunk.len() as u64;
-        file.write_all(&chunk).await.map_err(disk_error)?;
-    }
-    file.sync_all().await.map_err(disk_error)?;
+    let draft = folder.join(format!(".upload-{:016x}", rand::random::<u64>()));
+    let mut hasher = blake3::Hasher::new();
+    let received = receive(body, draft, |piece| {
+        hasher.update(piece);
+    });
+    let received = received.await.map_err(|error| {
+        let told = format!("server {} cannot take the upload: {error}", active.me);
+        Refused::new(StatusCode::INSUFFICIENT_STORAGE, told)
+    })?;
+    let bytes = received.bytes;
     let digest = Digest::parse(hasher.finalize().to_hex().as_str()).expect("a BLAKE3 hash is a digest");
-    tokio::fs::rename(&draft.0, active.dirs.packed_tree(&digest)).await.map_err(disk_error)?;
+    tokio::fs::rename(received.path(), active.dirs.packed_tree(&digest)).await.map_err(disk_error)?;
     let mut ops = vec![put(keys::tree(&digest), &Uploaded { at: active.now() })];
     let known = active.store.range(keys::TREES).await?;
     ops.extend(
@@ -63,16 +60,6 @@ const UPLOAD_LIFE_MS: u64 = 60 * 60 * 1000;
 fn is_old(value: &[u8], now: Moment) -> bool {
     serde_json::from_slice::<Uploaded>(value)
         .map_or(true, |uploaded| now.millis_since(uploaded.at) > UPLOAD_LIFE_MS)
-}
-
-/// Removed when the upload does not become whole.
-struct Draft(std::path::PathBuf);
-
-impl Drop for Draft {
-    fn drop(&mut self) {
-        // Absent after the rename.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 pub async fn register(

@@ -2,21 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Subcommand;
-use futures::TryStreamExt;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::StatusCode;
-use hyper::body::Frame;
-use indicatif::ProgressBar;
-use kopek_core::api::{ImageView, RegisterImage, UploadedTree};
-use kopek_core::{Bytes, Digest, ImageName};
+use kopek_core::ImageName;
+use kopek_core::api::{ImageView, RegisterImage};
 use kopek_instance::{BuiltImage, build_image};
-use kopek_link::http::ApiError;
-use tokio_util::io::ReaderStream;
 
 use super::cell::Cell;
-use super::output::{bytes_bar, names, spinner};
+use super::output::{names, spinner};
+use super::upload::upload;
 use super::{Global, require_root};
 
 /// Built images by content; safe to remove, they are built again.
@@ -87,43 +81,4 @@ pub async fn bring(cell: &Cell, built: &BuiltImage) -> Result<()> {
         RegisterImage { name: built.name.clone(), digest: built.digest.clone(), bytes: built.bytes };
     let _: ImageView = cell.post("/images", &register).await?;
     Ok(())
-}
-
-/// Brings a packed tree to the active controller's server; again if control moves meanwhile.
-pub async fn upload(cell: &Cell, packed: &Path, what: &str) -> Result<Digest> {
-    let mut tries = 1;
-    loop {
-        match upload_once(cell, packed, what).await {
-            Err(error) if tries < UPLOAD_TRIES && is_moved(&error) => tries += 1,
-            other => return other,
-        }
-    }
-}
-
-const UPLOAD_TRIES: usize = 3;
-
-fn is_moved(error: &anyhow::Error) -> bool {
-    let status = match error.downcast_ref::<ApiError>() {
-        Some(ApiError::Answered { status, .. }) => *status,
-        Some(_) => return true,
-        None => return false,
-    };
-    status == StatusCode::MISDIRECTED_REQUEST || status == StatusCode::CONFLICT
-}
-
-async fn upload_once(cell: &Cell, packed: &Path, what: &str) -> Result<Digest> {
-    let file =
-        tokio::fs::File::open(packed).await.with_context(|| format!("cannot read {}", packed.display()))?;
-    let Bytes(length) = Bytes(file.metadata().await?.len());
-    let bar = bytes_bar(length, what);
-    let counted: ProgressBar = bar.clone();
-    let stream = ReaderStream::with_capacity(file, 256 << 10).map_ok(move |piece| {
-        counted.inc(piece.len() as u64);
-        Frame::data(piece)
-    });
-    let answer = cell.send("/trees", StreamBody::new(stream)).await;
-    bar.finish_and_clear();
-    let text = answer?.into_body().collect().await?.to_bytes();
-    let uploaded: UploadedTree = serde_json::from_slice(&text).context("the answer is not understood")?;
-    Ok(uploaded.digest)
 }

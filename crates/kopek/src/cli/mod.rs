@@ -13,6 +13,7 @@ mod site;
 mod site_check;
 mod site_config;
 mod site_logs;
+mod upload;
 mod watch;
 
 use std::path::PathBuf;

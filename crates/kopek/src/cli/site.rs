@@ -8,10 +8,7 @@ use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
-use futures::TryStreamExt;
-use http_body_util::StreamBody;
 use hyper::Method;
-use hyper::body::Frame;
 use kopek_core::api::{
     CreateSite, DeploySite, ExecLine, ExecRequest, InstanceView, ScaleSite, ServerView, SiteView,
 };
@@ -19,13 +16,12 @@ use kopek_core::config::AGENT_PORT;
 use kopek_core::desired::{Database, Internet, Limits, Policy};
 use kopek_core::{Bytes, Domain, ImageName, Load, MilliCores, SiteName};
 use kopek_files::{PackOptions, Packed, Symlinks, pack_source};
-use tokio_util::io::ReaderStream;
 
 use super::cell::{Cell, for_each_piece};
-use super::image::upload;
 use super::instance::{INSTANCE_HEAD, instance_row};
 use super::output::{bytes_bar, names, put, put_message, say, spinner, table};
 use super::site_logs::{Logs, logs};
+use super::upload::{send_dump, upload};
 use super::{Fault, Global, Waiting};
 use super::{site_check, site_config};
 
@@ -278,19 +274,6 @@ fn database(create: &Create, found: Option<Database>) -> Result<Option<Database>
 fn check_readable(path: &Path) -> Result<PathBuf> {
     std::fs::File::open(path).with_context(|| format!("cannot read the SQL dump {}", path.display()))?;
     Ok(path.to_owned())
-}
-
-async fn send_dump(cell: &Cell, name: &SiteName, dump: &Path) -> Result<()> {
-    let file = tokio::fs::File::open(dump).await?;
-    let bar = bytes_bar(file.metadata().await?.len(), &format!("site {name}: SQL dump"));
-    let counted = bar.clone();
-    let stream = ReaderStream::with_capacity(file, 256 << 10).map_ok(move |piece| {
-        counted.inc(piece.len() as u64);
-        Frame::data(piece)
-    });
-    let sent = cell.send(&format!("/sites/{name}/dump"), StreamBody::new(stream)).await;
-    bar.finish_and_clear();
-    sent.map(drop)
 }
 
 async fn deploy(global: &Global, name: &SiteName, source: &SourceArgs, waiting: Waiting) -> Result<()> {
