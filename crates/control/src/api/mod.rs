@@ -7,6 +7,9 @@ mod cell;
 mod desk;
 mod images;
 pub mod servers;
+mod site_dump;
+pub mod site_removal;
+mod site_view;
 mod sites;
 
 use std::net::SocketAddr;
@@ -49,12 +52,12 @@ pub fn router(office: Arc<Office>) -> Router {
         .route("/images", get(images::list).post(images::register))
         .route("/instances", get(sites::instances))
         .route("/sites", get(sites::list).post(sites::create))
-        .route("/sites/{name}", get(sites::show).delete(sites::delete))
+        .route("/sites/{name}", get(sites::show).delete(site_removal::delete))
         .route("/sites/{name}/deploy", post(sites::deploy))
         .route("/sites/{name}/scale", post(sites::scale))
         .layer(DefaultBodyLimit::max(DOCUMENT_MAX))
         .route("/trees", put(images::upload))
-        .route("/sites/{name}/dump", put(sites::dump))
+        .route("/sites/{name}/dump", put(site_dump::dump))
         .layer(middleware::from_fn(only_admins));
     let machines =
         Router::new().route("/report", post(servers::report)).layer(DefaultBodyLimit::max(DOCUMENT_MAX * 16));
