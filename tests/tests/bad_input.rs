@@ -278,6 +278,49 @@ async fn a_dump_with_an_error_makes_no_site_and_an_interrupted_creation_can_be_r
 }
 
 #[tokio::test]
+async fn a_creation_that_fails_with_its_database_leaves_nothing_once_the_pool_answers_again() {
+    let rack = Rack::up(1).await.unwrap();
+    rack.whole().await.unwrap();
+    let desk = Desk::new();
+    let slow = desk.write("slow.sql", "CREATE TABLE t (id INT);\nSELECT SLEEP(120);\n");
+    let good = desk.write("good.sql", "CREATE TABLE t (id INT PRIMARY KEY);\n");
+    let (from, password) = (desk.text("site"), desk.text("password"));
+    let create = |dump: &str| {
+        let mut command = on(&rack, &["site", "create", "one", "--domain", "one.test", "--from", &from]);
+        command.args(["--db-user", "one", "--db-password-file", &password, "--db-dump", dump, "--wait"]);
+        command
+    };
+    let mut creating = create(&slow).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the dump to be read", SOON, || async {
+        let reading = rack.processes("s1", "mariadb --no-defaults").await?;
+        let tables = "test -e /var/lib/kopek/mariadb/data/one/t.ibd && echo there || true";
+        let made = rack.exec("s1", &["sh", "-c", tables]).await?;
+        Ok((!reading.is_empty() && made.trim() == "there").then_some(()))
+    })
+    .await
+    .unwrap();
+    // It can neither be started again nor asked to drop anything.
+    rack.exec("s1", &["mount", "--bind", "/dev/null", "/usr/sbin/mariadbd"]).await.unwrap();
+    for pid in rack.processes("s1", "mariadbd --defaults").await.unwrap() {
+        assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    }
+    let ended = creating.wait().unwrap();
+    assert_eq!(ended.code(), Some(1));
+    let sites: Vec<SiteView> = rack.ask(&["site", "ls"]).await.unwrap();
+    assert_eq!(sites.len(), 1, "it cannot be removed without its database");
+    rack.exec("s1", &["umount", "/usr/sbin/mariadbd"]).await.unwrap();
+    until("the failed site to be gone", SOON, || async {
+        let sites: Vec<SiteView> = rack.ask(&["site", "ls"]).await?;
+        Ok(sites.is_empty().then_some(()))
+    })
+    .await
+    .unwrap();
+    nothing_is_left(&rack).await;
+    let created = create(&good).stdin(Stdio::null()).output().unwrap();
+    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+}
+
+#[tokio::test]
 async fn only_a_token_of_this_cell_lets_a_server_in_and_only_once() {
     let rack = Rack::up(1).await.unwrap();
     let address = rack.status().await.unwrap().servers[0].address;

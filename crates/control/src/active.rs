@@ -37,8 +37,8 @@ pub struct Active {
     /// Held by handlers that check something over all sites or servers and then write.
     pub editing: Mutex<()>,
     pub events: AtomicU64,
-    /// Sites whose dump is being read.
-    pub imports: std::sync::Mutex<BTreeSet<SiteName>>,
+    /// Sites whose database is being filled or dropped.
+    pub turns: std::sync::Mutex<BTreeSet<SiteName>>,
 }
 
 impl Active {
@@ -46,8 +46,8 @@ impl Active {
         now()
     }
 
-    pub fn importing(&self) -> std::sync::MutexGuard<'_, BTreeSet<SiteName>> {
-        self.imports.lock().expect("no code panics while it holds the imports")
+    pub fn turns_taken(&self) -> std::sync::MutexGuard<'_, BTreeSet<SiteName>> {
+        self.turns.lock().expect("no code panics while it holds the turns")
     }
 
     pub fn view(&self) -> Arc<View> {

@@ -121,7 +121,7 @@ async fn lead(
         view,
         editing: Mutex::new(()),
         events: AtomicU64::new(0),
-        imports: Default::default(),
+        turns: Default::default(),
     });
     // The API answers from the view: there must be one first.
     let open_office = async {
@@ -144,7 +144,9 @@ async fn lead(
             }
         }
     };
+    let sweep = async { match api::site_removal::sweep(&active).await {} };
     tokio::select! {
+        () = sweep => {}
         () = leadership.lost() => {}
         () = work => {}
         () = open_office => {}

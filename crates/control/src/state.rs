@@ -1,7 +1,7 @@
 //! The controller's copy of the store: every document parsed, with the revision it was read at, so that each
 //! write can say "only if nobody changed it since". Kept current by a watch; used by reconcile.rs and the API.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kopek_core::assignment::{Assignment, StoredRoute};
 use kopek_core::desired::{Desired, Site, StoreMembers};
@@ -19,6 +19,7 @@ pub struct CellState {
     pub assignments: BTreeMap<ServerId, Assignment>,
     pub routes: BTreeMap<SiteName, StoredRoute>,
     pub preparing: BTreeMap<SiteName, Site>,
+    pub abandoned: BTreeSet<SiteName>,
     /// The number that was given to a site last.
     pub site_number: u32,
     pub store_members: StoreMembers,
@@ -98,6 +99,8 @@ impl CellState {
             set(key, &entry.value, |site| drop(self.desired.sites.insert(name, site)));
         } else if let Some(name) = id_in::<SiteName>(key, keys::PREPARING) {
             set(key, &entry.value, |site| drop(self.preparing.insert(name, site)));
+        } else if let Some(name) = id_in::<SiteName>(key, keys::ABANDONED) {
+            self.abandoned.insert(name);
         } else if let Some(name) = id_in::<SiteName>(key, keys::PLACEMENTS) {
             set(key, &entry.value, |placement| drop(self.placed.sites.insert(name, placement)));
         } else if let Some(id) = id_in::<ServerId>(key, keys::ASSIGNMENTS) {
@@ -121,6 +124,8 @@ impl CellState {
             self.desired.sites.remove(&name);
         } else if let Some(name) = id_in::<SiteName>(key, keys::PREPARING) {
             self.preparing.remove(&name);
+        } else if let Some(name) = id_in::<SiteName>(key, keys::ABANDONED) {
+            self.abandoned.remove(&name);
         } else if let Some(name) = id_in::<SiteName>(key, keys::PLACEMENTS) {
             self.placed.sites.remove(&name);
         } else if let Some(id) = id_in::<ServerId>(key, keys::ASSIGNMENTS) {

@@ -17,6 +17,8 @@ pub const SITES: &str = "/sites/";
 pub const SITE_NUMBER: &str = "/site-number";
 /// Sites whose database is still being filled: what they become when that has succeeded.
 pub const PREPARING: &str = "/preparing/";
+/// Sites whose creation failed, to be removed as soon as their database can be dropped.
+pub const ABANDONED: &str = "/abandoned/";
 pub const PLACEMENTS: &str = "/placements/";
 pub const ASSIGNMENTS: &str = "/assignments/";
 pub const ROUTES: &str = "/routes/";
@@ -39,6 +41,10 @@ pub fn site(name: &SiteName) -> String {
 
 pub fn preparing(name: &SiteName) -> String {
     format!("{PREPARING}{name}")
+}
+
+pub fn abandoned(name: &SiteName) -> String {
+    format!("{ABANDONED}{name}")
 }
 
 pub fn placement(name: &SiteName) -> String {

@@ -198,10 +198,9 @@ async fn logs(
 ) -> Response {
     let folder = if query.access { "access" } else { "instances" };
     let path = desk.dirs.log.join(folder).join(format!("{site}.log"));
-    let Ok(mut file) = std::fs::File::open(&path) else {
-        return Body::empty().into_response();
-    };
-    let tail = match read_tail(&mut file, query.lines) {
+    // Nothing ran or was asked for here yet.
+    let mut file = std::fs::File::open(&path).ok();
+    let tail = match file.as_mut().map_or(Ok(Vec::new()), |file| read_tail(file, query.lines)) {
         Ok(tail) => tail,
         Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
     };
@@ -211,12 +210,17 @@ async fn logs(
     let first = futures::stream::once(async move { Ok(Bytes::from(tail)) });
     let rest = futures::stream::unfold((file, path), |(mut file, path)| async move {
         loop {
+            let Some(open) = &mut file else {
+                tokio::time::sleep(LOG_LOOK_EVERY).await;
+                file = std::fs::File::open(&path).ok();
+                continue;
+            };
             let mut buffer = Vec::new();
-            match (&mut file).take(LOG_BYTES_MAX).read_to_end(&mut buffer) {
+            match open.take(LOG_BYTES_MAX).read_to_end(&mut buffer) {
                 Ok(0) => {
                     tokio::time::sleep(LOG_LOOK_EVERY).await;
-                    if let Some(next) = rotated(&mut file, &path) {
-                        file = next;
+                    if let Some(next) = rotated(open, &path) {
+                        file = Some(next);
                     }
                 }
                 Ok(_) => return Some((Ok::<_, std::io::Error>(Bytes::from(buffer)), (file, path))),

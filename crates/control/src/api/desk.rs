@@ -68,7 +68,7 @@ impl Desk {
             view,
             editing: Mutex::new(()),
             events: Default::default(),
-            imports: Default::default(),
+            turns: Default::default(),
         });
         let reconciling = active.clone();
         tokio::spawn(async move {

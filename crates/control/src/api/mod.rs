@@ -8,6 +8,9 @@ mod desk;
 mod events;
 mod images;
 pub mod servers;
+mod site_dump;
+pub mod site_removal;
+mod site_view;
 mod sites;
 
 use std::net::SocketAddr;
@@ -50,12 +53,12 @@ pub fn router(office: Arc<Office>) -> Router {
         .route("/images", get(images::list).post(images::register))
         .route("/instances", get(sites::instances))
         .route("/sites", get(sites::list).post(sites::create))
-        .route("/sites/{name}", get(sites::show).delete(sites::delete))
+        .route("/sites/{name}", get(sites::show).delete(site_removal::delete))
         .route("/sites/{name}/deploy", post(sites::deploy))
         .route("/sites/{name}/scale", post(sites::scale))
         .layer(DefaultBodyLimit::max(DOCUMENT_MAX))
         .route("/trees", put(images::upload))
-        .route("/sites/{name}/dump", put(sites::dump))
+        .route("/sites/{name}/dump", put(site_dump::dump))
         .layer(middleware::from_fn(only_admins));
     let machines =
         Router::new().route("/report", post(servers::report)).layer(DefaultBodyLimit::max(DOCUMENT_MAX * 16));
@@ -70,16 +73,22 @@ async fn only_admins(request: Request, next: Next) -> Result<Response, Refused> 
     }
 }
 
-/// The server whose certificate the caller presents.
+/// The server whose certificate the caller presents. A certificate outlives its server's removal: what counts
+/// is the cell's list.
 pub struct FromServer(kopek_core::ServerId);
 
-impl<S: Sync> FromRequestParts<S> for FromServer {
+impl FromRequestParts<Arc<Office>> for FromServer {
     type Rejection = Refused;
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
-        match parts.extensions.get::<Option<Peer>>() {
-            Some(Some(Peer::Server(server))) => Ok(FromServer(server.clone())),
-            _ => Err(Refused::new(StatusCode::FORBIDDEN, "this needs a server's certificate of the cell")),
+    async fn from_request_parts(parts: &mut Parts, office: &Arc<Office>) -> Result<Self, Refused> {
+        let Some(Some(Peer::Server(server))) = parts.extensions.get::<Option<Peer>>().cloned() else {
+            return Err(Refused::new(StatusCode::FORBIDDEN, "this needs a server's certificate of the cell"));
+        };
+        let Acting(active) = Acting::from_request_parts(parts, office).await?;
+        if !active.view().state.desired.servers.contains_key(&server) {
+            let error = format!("server {server} does not belong to the cell any more; let it join again");
+            return Err(Refused::new(StatusCode::FORBIDDEN, error));
         }
+        Ok(FromServer(server))
     }
 }
 
@@ -155,5 +164,34 @@ fn committed(commit: Commit) -> Result<(), Refused> {
     match commit {
         Commit::Done { .. } => Ok(()),
         Commit::Conflict => Err(Refused::conflict("the cell changed in between; repeat the command")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::desk::Desk;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_was_removed_is_heard_no_more() {
+        let desk = Desk::new().await;
+        let (_leader, leader) = watch::channel(None);
+        let (_active, active) = watch::channel(Some(desk.active.clone()));
+        let office = Arc::new(Office { active, leader });
+        let from = |peer: Option<Peer>| {
+            let office = office.clone();
+            async move {
+                let mut parts = Request::new(()).into_parts().0;
+                parts.extensions.insert(peer);
+                FromServer::from_request_parts(&mut parts, &office).await.map(|FromServer(server)| server)
+            }
+        };
+        let server = |name: &str| Some(Peer::Server(kopek_core::ServerId::parse(name).unwrap()));
+        assert_eq!(from(server("s1")).await.unwrap().as_str(), "s1");
+        let removed = from(server("s9")).await.unwrap_err();
+        assert!(removed.says("s9 does not belong to the cell any more"), "{removed:?}");
+        for stranger in [None, Some(Peer::Admin("root".to_owned()))] {
+            assert!(from(stranger).await.unwrap_err().says("server's certificate"));
+        }
     }
 }

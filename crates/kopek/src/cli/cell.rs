@@ -1,14 +1,19 @@
 //! The cell that the command line speaks to: an admin's certificate and the addresses of controllers, in one
-//! folder. Finds the active controller; every command goes through here.
+//! folder. Finds the active controller; every command goes through here, and leaves the folder with the
+//! addresses of all servers that the cell has then: the one that the folder came from may be dead tomorrow.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::{Method, Response, StatusCode};
+use kopek_core::api::ServerView;
+use kopek_core::config::CONTROL_PORT;
 use kopek_link::http::{Api, ApiError};
 use kopek_link::identity::Identity;
 use serde::Serialize;
@@ -22,12 +27,16 @@ use super::dev_up::admin_folder;
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// Control moves in at most 3 s when its server dies; a command given then should not fail.
 const ACTIVE_LIMIT: Duration = Duration::from_secs(10);
+/// What a command can wait for beside its own work.
+const LEARN_LIMIT: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(200);
 
 pub struct Cell {
     api: Api,
     folder: PathBuf,
-    controls: Vec<SocketAddr>,
+    /// The one that was active last comes first.
+    controls: Mutex<Vec<SocketAddr>>,
+    has_learnt: AtomicBool,
 }
 
 impl Cell {
@@ -54,18 +63,42 @@ impl Cell {
         let identity = Identity::load(&folder)?;
         let file = folder.join("controls.json");
         let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let controls =
+        let controls: Vec<SocketAddr> =
             serde_json::from_slice(&text).with_context(|| format!("{} is damaged", file.display()))?;
-        Ok(Cell { api: Api::new(identity), folder, controls })
+        let (controls, has_learnt) = (Mutex::new(controls), AtomicBool::new(false));
+        Ok(Cell { api: Api::new(identity), folder, controls, has_learnt })
     }
 
-    /// With the controllers' addresses written anew.
-    pub fn know_controls(&mut self, controls: Vec<SocketAddr>) -> Result<()> {
+    /// Also for the next commands.
+    pub fn know_controls(&self, controls: Vec<SocketAddr>) -> Result<()> {
+        if *self.controls() == controls {
+            return Ok(());
+        }
         let file = self.folder.join("controls.json");
-        std::fs::write(&file, serde_json::to_vec(&controls)?)
-            .with_context(|| format!("cannot write {}", file.display()))?;
-        self.controls = controls;
+        // Whole or not at all: other commands read it meanwhile.
+        let written = tempfile::NamedTempFile::new_in(&self.folder).and_then(|draft| {
+            std::fs::write(draft.path(), serde_json::to_vec(&controls)?)?;
+            Ok(draft.persist(&file)?)
+        });
+        written.with_context(|| format!("cannot write {}", file.display()))?;
+        *self.controls() = controls;
         Ok(())
+    }
+
+    fn controls(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.controls.lock().expect("no code panics while it holds the addresses")
+    }
+
+    /// Once a command: every server of the cell can run control. That they cannot be noted fails nothing.
+    async fn learn_controls(&self, active: SocketAddr) {
+        if self.has_learnt.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let asked = self.api.call(Method::GET, active, "/servers", None::<&()>, LEARN_LIMIT).await;
+        let Ok::<Vec<ServerView>, _>(mut servers) = asked else { return };
+        servers.sort_by_key(|server| (!server.active_controller, server.state != "up"));
+        let controls = servers.iter().map(|server| SocketAddr::new(server.address, CONTROL_PORT)).collect();
+        let _ = self.know_controls(controls);
     }
 
     pub async fn get<R: DeserializeOwned>(&self, path: &str) -> Result<R> {
@@ -99,12 +132,15 @@ impl Cell {
         let deadline = Instant::now() + ACTIVE_LIMIT;
         loop {
             let mut last = None;
-            let mut controls = self.controls.clone();
+            let mut controls = self.controls().clone();
             let mut next = 0;
             while let Some(control) = controls.get(next).copied() {
                 next += 1;
                 match self.api.call(method.clone(), control, path, body, ANSWER_LIMIT).await {
-                    Ok(answer) => return Ok((control, answer)),
+                    Ok(answer) => {
+                        self.learn_controls(control).await;
+                        return Ok((control, answer));
+                    }
                     Err(error) if is_elsewhere(&error) => {
                         controls.extend(error.active().filter(|active| !controls.contains(active)));
                         last = Some(error);

@@ -63,7 +63,7 @@ async fn furnish(
 
     found(up, rack, &status, first)?;
     start(rack, first)?;
-    let mut cell = open_cell(rack, first)?;
+    let cell = open_cell(rack, first)?;
     let one: Vec<ServerView> = cell.get("/servers").await?;
     assert_eq!(one.len(), 1, "a new cell has one server");
     for server in others {

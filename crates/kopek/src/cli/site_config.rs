@@ -35,8 +35,10 @@ fn wordpress(text: &str) -> Option<Database> {
         statements(text).find_map(|line| {
             let arguments = line.strip_prefix("define")?.trim_start().strip_prefix('(')?;
             let (key, rest) = literal(arguments)?;
-            let (value, _) = literal(rest.trim_start().strip_prefix(',')?)?;
-            (key == name).then_some(value)
+            let (value, rest) = literal(rest.trim_start().strip_prefix(',')?)?;
+            // Anything else would make it part of an expression.
+            let is_whole = rest.trim_start().starts_with(')');
+            (key == name && is_whole).then_some(value)
         })
     };
     Some(Database { name: value("DB_NAME")?, user: value("DB_USER")?, password: value("DB_PASSWORD")? })
@@ -46,7 +48,8 @@ fn mediawiki(text: &str) -> Option<Database> {
     let value = |name: &str| {
         statements(text).find_map(|line| {
             let value = line.strip_prefix(name)?.trim_start().strip_prefix('=')?;
-            Some(literal(value)?.0)
+            let (value, rest) = literal(value)?;
+            rest.trim_start().starts_with(';').then_some(value)
         })
     };
     Some(Database { name: value("$wgDBname")?, user: value("$wgDBuser")?, password: value("$wgDBpassword")? })
@@ -58,29 +61,94 @@ fn statements(text: &str) -> impl Iterator<Item = &str> {
     lines.filter(|line| !line.starts_with("//") && !line.starts_with('#') && !line.starts_with('*'))
 }
 
-/// A PHP string literal without interpolation, and what follows it.
+/// A PHP string literal, and what follows it. None if it is no literal or depends on a variable (PHP manual,
+/// Strings).
 fn literal(text: &str) -> Option<(String, &str)> {
     let text = text.trim_start();
-    let quote = text.chars().next().filter(|c| *c == '\'' || *c == '"')?;
+    let (value, rest) = match text.strip_prefix('\'') {
+        Some(inside) => single_quoted(inside)?,
+        None => double_quoted(text.strip_prefix('"')?)?,
+    };
+    // Bytes that are no UTF-8, in the file or made by an escape: better not read than read wrongly.
+    let value = String::from_utf8(value).ok()?;
+    (!value.contains(char::REPLACEMENT_CHARACTER)).then_some((value, rest))
+}
+
+/// A backslash escapes only itself and the quote.
+fn single_quoted(text: &str) -> Option<(Vec<u8>, &str)> {
     let mut value = String::new();
-    let mut escaped = false;
-    for (at, c) in text.char_indices().skip(1) {
-        match c {
-            _ if escaped => {
-                // In single quotes a backslash escapes only itself and the quote (PHP manual, Strings).
-                if c != quote && c != '\\' {
-                    value.push('\\');
-                }
-                value.push(c);
-                escaped = false;
-            }
-            '\\' => escaped = true,
-            c if c == quote => return Some((value, &text[at + c.len_utf8()..])),
-            '$' if quote == '"' => return None,
+    let mut chars = text.chars();
+    loop {
+        match chars.next()? {
+            '\'' => return Some((value.into_bytes(), chars.as_str())),
+            '\\' if chars.as_str().starts_with(['\\', '\'']) => value.extend(chars.next()),
             c => value.push(c),
         }
     }
-    None
+}
+
+fn double_quoted(text: &str) -> Option<(Vec<u8>, &str)> {
+    let mut value = Vec::new();
+    let mut rest = text;
+    loop {
+        let c = rest.chars().next()?;
+        let after = &rest[c.len_utf8()..];
+        rest = match c {
+            '"' => return Some((value, after)),
+            '\\' => escape(after, &mut value)?,
+            // `$name`, `${name}` and `{$name}` stand for a variable's value; any other dollar for itself.
+            '$' if after.starts_with(|c: char| c.is_alphabetic() || c == '_' || c == '{') => return None,
+            '{' if after.starts_with('$') => return None,
+            c => {
+                value.extend(c.encode_utf8(&mut [0; 4]).bytes());
+                after
+            }
+        };
+    }
+}
+
+/// What follows a backslash between double quotes. One that escapes nothing stands for itself.
+fn escape<'a>(text: &'a str, value: &mut Vec<u8>) -> Option<&'a str> {
+    let c = text.chars().next()?;
+    let after = &text[c.len_utf8()..];
+    let simple = match c {
+        'n' => b'\n',
+        't' => b'\t',
+        'r' => b'\r',
+        'v' => 0x0b,
+        'e' => 0x1b,
+        'f' => 0x0c,
+        '\\' | '$' | '"' => c as u8,
+        '0'..='7' => {
+            let (number, after) = digits(text, 8, 3);
+            value.push(number as u8);
+            return Some(after);
+        }
+        'x' if after.starts_with(|c: char| c.is_ascii_hexdigit()) => {
+            let (number, after) = digits(after, 16, 2);
+            value.push(number as u8);
+            return Some(after);
+        }
+        'u' if after.starts_with('{') => {
+            let (number, after) = digits(&after[1..], 16, 6);
+            value.extend(char::from_u32(number)?.encode_utf8(&mut [0; 4]).bytes());
+            return after.strip_prefix('}');
+        }
+        _ => {
+            value.push(b'\\');
+            value.extend(text[..c.len_utf8()].bytes());
+            return Some(after);
+        }
+    };
+    value.push(simple);
+    Some(after)
+}
+
+/// A number of at most `most` digits, and what follows.
+fn digits(text: &str, radix: u32, most: usize) -> (u32, &str) {
+    let length = text.chars().take(most).take_while(|c| c.is_digit(radix)).count();
+    let number = text[..length].chars().filter_map(|c| c.to_digit(radix));
+    (number.fold(0, |number, digit| number * radix + digit), &text[length..])
 }
 
 #[cfg(test)]
@@ -102,6 +170,46 @@ mod tests {
     fn a_configuration_that_computes_its_database_is_not_guessed() {
         assert_eq!(wordpress("define('DB_NAME', getenv('X'));\ndefine('DB_USER','u');\n"), None);
         assert_eq!(wordpress("define('DB_NAME', \"$x\");"), None);
+    }
+
+    fn password(literal: &str) -> Option<String> {
+        let text =
+            format!("define('DB_NAME', 'n');\ndefine('DB_USER', 'u');\ndefine('DB_PASSWORD', {literal});\n");
+        wordpress(&text).map(|database| database.password)
+    }
+
+    #[test]
+    fn awkward_passwords_are_read_as_php_reads_them() {
+        // Each with what `php -r` echoes for it.
+        for (literal, meant) in [
+            (r#"'p\$1'"#, r"p\$1"),
+            (r#"'it\'s'"#, "it's"),
+            (r#"'a\\'"#, r"a\"),
+            (r#"'\n"{$x}'"#, r#"\n"{$x}"#),
+            (r#""p\$1""#, "p$1"),
+            (r#""p\\$1""#, r"p\$1"),
+            (r#""p$1$""#, "p$1$"),
+            (r#""\\\$a""#, r"\$a"),
+            (r#""say \"hi\", it's""#, r#"say "hi", it's"#),
+            (r#""\'\q\{$1""#, r"\'\q\{$1"),
+            (r#""{ $1}""#, "{ $1}"),
+            (r#""\x41\101\u{41}\x4g""#, "AAA\u{4}g"),
+            (r#""tab\there""#, "tab\there"),
+            (r#""\xc3\xa4""#, "ä"),
+            ("'pä)\u{1f511}'", "pä)\u{1f511}"),
+        ] {
+            assert_eq!(password(literal).as_deref(), Some(meant), "{literal}");
+        }
+    }
+
+    #[test]
+    fn passwords_that_depend_on_more_than_a_literal_are_not_guessed() {
+        for literal in
+            [r#""$x""#, r#""a${x}""#, r#""{$x}""#, "'a' . $x", "'a'.'b'", r#""\xff""#, "'open", "''x"]
+        {
+            assert_eq!(password(literal), None, "{literal}");
+        }
+        assert_eq!(mediawiki("$wgDBname = 'a' . $x;\n$wgDBuser = 'u';\n$wgDBpassword = 'p';\n"), None);
     }
 
     #[test]

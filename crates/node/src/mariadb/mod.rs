@@ -95,6 +95,8 @@ impl Member {
     pub async fn import_dump(&self, database: &AssignedDatabase, file: &Path) -> Result<(), DumpError> {
         let mut client = client::Client::connect(&self.home.socket()).await.map_err(DatabaseError::from)?;
         databases::empty(&mut client, database).await?;
+        // A removal that was broken off may have dropped the account.
+        databases::ensure(&mut client, database).await?;
         dump::import_dump(&self.home, database, file).await
     }
 
