@@ -123,8 +123,13 @@ impl Server {
         pids_in(&self.netns)
     }
 
+    /// At once: none sees another die and cleans up.
     pub fn kill_everything(&self) {
-        self.pids().into_iter().for_each(kill);
+        let pids = self.pids();
+        for pid in &pids {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::SIGSTOP);
+        }
+        pids.into_iter().for_each(kill);
     }
 
     pub fn command(&self, program: &str) -> Command {
