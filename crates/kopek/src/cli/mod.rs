@@ -12,7 +12,9 @@ mod server;
 mod site;
 mod site_check;
 mod site_config;
+mod site_create;
 mod site_logs;
+mod site_source;
 mod upload;
 mod watch;
 

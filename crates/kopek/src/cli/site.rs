@@ -1,29 +1,28 @@
-//! `kopek site …`.
+//! `kopek site …`: what is left beside creation (site_create.rs) and logs (site_logs.rs).
 
 use std::io::{IsTerminal, Read};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use hyper::Method;
-use kopek_core::api::{
-    CreateSite, DeploySite, ExecLine, ExecRequest, InstanceView, ScaleSite, ServerView, SiteView,
-};
+use kopek_core::api::{DeploySite, ExecLine, ExecRequest, InstanceView, ScaleSite, ServerView, SiteView};
 use kopek_core::config::AGENT_PORT;
-use kopek_core::desired::{Database, Internet, Limits, Policy};
-use kopek_core::{Bytes, Domain, ImageName, Load, MilliCores, SiteName};
-use kopek_files::{PackOptions, Packed, Symlinks, pack_source};
+use kopek_core::desired::Policy;
+use kopek_core::{Load, SiteName};
+use kopek_files::Packed;
 
 use super::cell::{Cell, for_each_piece};
 use super::instance::{INSTANCE_HEAD, instance_row};
-use super::output::{bytes_bar, names, put, put_message, say, spinner, table};
+use super::output::{names, put, put_message, say, spinner, table};
+use super::site_check;
+use super::site_create::{Create, create};
 use super::site_logs::{Logs, logs};
-use super::upload::{send_dump, upload};
+use super::site_source::SourceArgs;
+use super::upload::upload;
 use super::{Fault, Global, Waiting};
-use super::{site_check, site_config};
 
 #[derive(Subcommand)]
 pub enum SiteCommand {
@@ -62,54 +61,6 @@ pub enum SiteCommand {
 }
 
 #[derive(Args)]
-pub struct SourceArgs {
-    /// A folder, or a .zip, .tar, .tar.gz or .tar.zst archive
-    #[arg(long, value_name = "DIR|ARCHIVE")]
-    from: PathBuf,
-    /// Take what symbolic links in the folder point to
-    #[arg(long)]
-    follow_links: bool,
-}
-
-#[derive(Args)]
-pub struct Create {
-    name: SiteName,
-    /// A host name that leads to the site; may be given several times
-    #[arg(long = "domain", required = true)]
-    domains: Vec<Domain>,
-    #[command(flatten)]
-    source: SourceArgs,
-    #[arg(long, default_value = "php8.2-apache")]
-    image: ImageName,
-    /// An SQL dump to fill the database with
-    #[arg(long, value_name = "FILE")]
-    db_dump: Option<PathBuf>,
-    /// The database as the site's configuration names it; read from wp-config.php or LocalSettings.php unless
-    /// given
-    #[arg(long)]
-    db_name: Option<String>,
-    #[arg(long)]
-    db_user: Option<String>,
-    #[arg(long, value_name = "FILE")]
-    db_password_file: Option<PathBuf>,
-    #[arg(long, default_value_t = 1)]
-    min: usize,
-    #[arg(long, default_value_t = 4)]
-    max: usize,
-    /// Processor of one instance, in thousandths of a core
-    #[arg(long, default_value_t = 1_000)]
-    cpu: u32,
-    /// Memory of one instance, in MiB
-    #[arg(long, default_value_t = 512)]
-    memory: u64,
-    /// Instances cannot reach the internet
-    #[arg(long)]
-    no_internet: bool,
-    #[command(flatten)]
-    waiting: Waiting,
-}
-
-#[derive(Args)]
 pub struct Scale {
     name: SiteName,
     #[arg(long)]
@@ -130,7 +81,7 @@ pub struct Scale {
 
 pub async fn site(global: &Global, command: SiteCommand) -> Result<()> {
     match command {
-        SiteCommand::Create(create) => self::create(global, create).await,
+        SiteCommand::Create(wanted) => create(global, wanted).await,
         SiteCommand::Ls => {
             let sites: Vec<SiteView> = global.cell()?.get("/sites").await?;
             global.format().list(&sites, &["name", "state", "instances", "writer", "domains"], |site| {
@@ -155,131 +106,10 @@ pub async fn site(global: &Global, command: SiteCommand) -> Result<()> {
     }
 }
 
-async fn create(global: &Global, create: Create) -> Result<()> {
-    let cell = global.cell()?;
-    site_check::check_names(&cell, &create.name, &create.domains, &create.image).await?;
-    let packed = pack(&create.source)?;
-    site_check::check_room(&cell, &create.name, packed.tree.bytes, packed.size()?).await?;
-    let found = site_config::database_in(packed.file.path())?;
-    let database = database(&create, found)?;
-    if let Some(database) = &database {
-        database.check().map_err(|error| Fault::Usage(format!("site {}: {error}", create.name)))?;
-    }
-    if create.db_dump.is_some() && database.is_none() {
-        return Err(Fault::Usage("--db-dump needs the site's database; give --db-user".to_owned()).into());
-    }
-    // Refused before anything moves.
-    let dump = create.db_dump.as_deref().map(check_readable).transpose()?;
-    if create.waiting.dry_run {
-        let database = database.map_or("no database".to_owned(), |db| format!("database {}", db.name));
-        return say(format_args!(
-            "would create {} with {} files, {}, {database}",
-            create.name, packed.tree.files, packed.tree.bytes
-        ));
-    }
-    let tree = upload(&cell, packed.file.path(), &format!("site {}", create.name)).await?;
-    let request = CreateSite {
-        name: create.name.clone(),
-        domains: create.domains,
-        image: create.image,
-        tree,
-        database,
-        min: create.min,
-        max: create.max,
-        policy: Policy::default(),
-        limits: Limits {
-            cpu: MilliCores(create.cpu),
-            memory: Bytes::mib(create.memory),
-            internet: if create.no_internet { Internet::Closed } else { Internet::Reachable },
-            ..Limits::default()
-        },
-        has_dump: dump.is_some(),
-    };
-    let mut site: SiteView = cell.post("/sites", &request).await?;
-    // One that was created before, with its dump, is not filled again.
-    if let Some(dump) = dump.filter(|_| site.state == "preparing") {
-        send_dump(&cell, &create.name, &dump).await?;
-        site = find(&cell, &create.name).await?;
-    }
-    if let Some(limit) = create.waiting.limit() {
-        let spinner = spinner(format!("site {}: waiting for its first instance", create.name));
-        let path = format!("/sites/{}", create.name);
-        let what = format!("site {} to run", create.name);
-        let running =
-            cell.wait_for(&path, limit, &what, |site: SiteView| (site.state == "running").then_some(site));
-        let running = running.await;
-        spinner.finish_and_clear();
-        site = running?;
-    }
-    show(global, &site)
-}
-
-/// A packed tree in a temporary file.
-struct PackedFile {
-    file: tempfile::NamedTempFile,
-    tree: Packed,
-}
-
-impl PackedFile {
-    fn size(&self) -> Result<Bytes> {
-        Ok(Bytes(self.file.as_file().metadata()?.len()))
-    }
-}
-
-fn pack(source: &SourceArgs) -> Result<PackedFile> {
-    let mut file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
-    let free = rustix::fs::statvfs(file.path()).map(|stat| stat.f_bavail * stat.f_frsize).unwrap_or(u64::MAX);
-    let symlinks = if source.follow_links { Symlinks::Follow } else { Symlinks::Within };
-    let options = PackOptions::site(symlinks, Bytes(free));
-    let bar = bytes_bar(0, "packing");
-    let packed = pack_source(&source.from, file.as_file_mut(), &options, &mut |progress| {
-        bar.set_length(progress.total.0);
-        bar.set_position(progress.done.0);
-    });
-    bar.finish_and_clear();
-    Ok(PackedFile { tree: packed?, file })
-}
-
-/// From the options, else from the site's own configuration.
-fn database(create: &Create, found: Option<Database>) -> Result<Option<Database>> {
-    let password = match &create.db_password_file {
-        Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read the password in {}", path.display()))?;
-            Some(text.trim_end_matches(['\r', '\n']).to_owned())
-        }
-        None => None,
-    };
-    match (&create.db_user, found) {
-        (None, None) if create.db_name.is_none() => Ok(None),
-        (None, None) => {
-            Err(Fault::Usage("--db-name needs --db-user and --db-password-file".to_owned()).into())
-        }
-        (None, Some(found)) => Ok(Some(Database {
-            name: create.db_name.clone().unwrap_or(found.name),
-            user: found.user,
-            password: password.unwrap_or(found.password),
-        })),
-        (Some(user), found) => {
-            let Some(password) = password.or_else(|| found.as_ref().map(|found| found.password.clone()))
-            else {
-                return Err(Fault::Usage("--db-user needs --db-password-file".to_owned()).into());
-            };
-            let name = create.db_name.clone().or_else(|| found.map(|found| found.name));
-            Ok(Some(Database { name: name.unwrap_or_else(|| user.clone()), user: user.clone(), password }))
-        }
-    }
-}
-
-fn check_readable(path: &Path) -> Result<PathBuf> {
-    std::fs::File::open(path).with_context(|| format!("cannot read the SQL dump {}", path.display()))?;
-    Ok(path.to_owned())
-}
-
 async fn deploy(global: &Global, name: &SiteName, source: &SourceArgs, waiting: Waiting) -> Result<()> {
     let cell = global.cell()?;
     find(&cell, name).await?;
-    let packed = pack(source)?;
+    let packed = source.pack()?;
     site_check::check_room(&cell, name, packed.tree.bytes, packed.size()?).await?;
     if waiting.dry_run {
         let Packed { files, bytes, .. } = packed.tree;
@@ -402,7 +232,7 @@ pub async fn find(cell: &Cell, name: &SiteName) -> Result<SiteView> {
     Ok(found.ok_or_else(|| Fault::unknown("site", name))?)
 }
 
-fn show(global: &Global, site: &SiteView) -> Result<()> {
+pub fn show(global: &Global, site: &SiteView) -> Result<()> {
     global.format().one(site, |site| {
         let Policy::Load { up, down } = site.policy;
         vec![
