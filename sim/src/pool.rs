@@ -33,6 +33,8 @@ pub enum Process {
 pub struct Member {
     pub process: Process,
     pub disk: Position,
+    /// Its order to start the group was good until the group had a second member.
+    spent: bool,
 }
 
 /// All databases of a cell and the one truth about the group.
@@ -68,10 +70,14 @@ impl Pool {
         let member = self.members.entry(server.clone()).or_insert_with(|| Member {
             process: Process::Stopped,
             disk: Position { group: "none".to_owned(), seqno: -1 },
+            spent: false,
         });
+        member.spent &= assigned.start == Start::Bootstrap;
         let runs = matches!(member.process, Process::Synced | Process::Bootstrapping { .. });
         match assigned.start {
-            Start::Bootstrap if !runs => member.process = Process::Bootstrapping { until: now + START_MS },
+            Start::Bootstrap if !runs && !member.spent => {
+                member.process = Process::Bootstrapping { until: now + START_MS }
+            }
             Start::Join if member.process == Process::Stopped && serving => {
                 member.process = Process::Joining { until: now + JOIN_MS };
             }
@@ -85,14 +91,16 @@ impl Pool {
         for name in names {
             match self.members[&name].process {
                 Process::Bootstrapping { until } if until <= now => self.make_group(&name),
-                Process::Joining { until } if until <= now => self.join(&name, connected(&name)),
+                Process::Joining { until } if until <= now => self.join(&name, &connected),
                 _ => {}
             }
         }
         if self.is_in_service() {
             self.seqno += 1;
+            let company = self.view.len() > 1;
             for member in self.members.values_mut().filter(|m| m.process == Process::Synced) {
                 member.disk.seqno = self.seqno;
+                member.spent |= company;
             }
         }
     }
@@ -149,11 +157,13 @@ impl Pool {
         self.view = BTreeSet::from([server.clone()]);
     }
 
-    fn join(&mut self, server: &ServerId, connected: bool) {
-        let donor = self.members.values().find(|m| m.process == Process::Synced).map(|m| m.disk.clone());
+    fn join(&mut self, server: &ServerId, connected: &impl Fn(&ServerId) -> bool) {
+        let mut donors =
+            self.members.iter().filter(|(name, m)| m.process == Process::Synced && connected(name));
+        let donor = donors.next().map(|(_, member)| member.disk.clone());
         let member = self.members.get_mut(server).expect("called for a member");
         match donor {
-            Some(disk) if connected => {
+            Some(disk) if connected(server) => {
                 member.disk = disk;
                 member.process = Process::Synced;
                 self.view.insert(server.clone());

@@ -226,6 +226,19 @@ fn a_server_that_is_given_up_no_longer_keeps_the_pool_from_starting() {
     cell.run_until("the pool serves", 30_000, |cell| cell.pool.is_in_service());
 }
 
+/// Steps of one plan may be lost one by one: with the turn ended and nobody knowing that the pool was formed,
+/// the next controller would have another member start a second group.
+#[test]
+fn the_first_start_of_the_pool_ends_in_the_step_that_says_it_was() {
+    let mut cell = three().site("shop", 1).start();
+    cell.run_until("a member starts the pool", 10_000, |cell| cell.placed.pool.bootstrap.is_some());
+    cell.run_until("its turn ends", 10_000, |cell| cell.placed.pool.bootstrap.is_none());
+    assert!(cell.placed.pool.formed);
+    assert_said(&cell, "pool formed: a is synced");
+    let ends = cell.log.iter().filter(|line| line.contains("no longer starts the pool")).count();
+    assert_eq!(ends, 0, "{}", cell.log.join("\n"));
+}
+
 #[test]
 fn members_of_different_groups_are_left_to_people() {
     let mut cell = three().site("shop", 1).start();

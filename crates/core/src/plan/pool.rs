@@ -129,12 +129,14 @@ fn add_members(draft: &mut Draft) {
     }
 }
 
-/// The choice stands until the group is there. One that died may have started it unseen. At the first start
+/// The choice stands until the group is there; at the first start `PoolFormed` ends it, for a controller that
+/// knew of neither would start another group. One that died may have started it unseen. At the first start
 /// its turn waits for it: then there is one group, whoever saw it. Later its turn ends, and when it is back
 /// all positions are compared again: its disk may have been replaced.
 fn end_bootstrap(draft: &mut Draft) {
     let Some(chosen) = draft.state.placed.pool.bootstrap.clone() else { return };
     let reason = match (synced(draft).into_iter().next(), draft.state.standing(&chosen)) {
+        (Some(_), Some(_)) if !draft.state.placed.pool.formed => return,
         (Some(member), _) => format!("{member} is synced"),
         (None, None) => format!("{chosen} was removed from the cell"),
         (None, Some(Standing::Dead)) if draft.state.placed.pool.formed => format!("{chosen} is dead"),

@@ -98,7 +98,14 @@ impl State {
             Action::EndBootstrap { server } => {
                 self.placed.pool.bootstrap.take_if(|chosen| chosen == server).is_some()
             }
-            Action::PoolFormed => !std::mem::replace(&mut self.placed.pool.formed, true),
+            Action::PoolFormed => {
+                let pool = &mut self.placed.pool;
+                let new = !pool.formed;
+                if new {
+                    (pool.formed, pool.bootstrap) = (true, None);
+                }
+                new
+            }
             Action::PoolStopped => {
                 let stopped = &mut self.placed.pool.stopped;
                 let new = stopped.is_none();
