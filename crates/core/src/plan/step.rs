@@ -107,7 +107,7 @@ pub enum Action {
     EndBootstrap {
         server: ServerId,
     },
-    /// The pool was in service for the first time.
+    /// The pool was in service for the first time; ends the turn of the member that started it.
     PoolFormed,
     /// No member is in service any more.
     PoolStopped,
