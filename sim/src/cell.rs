@@ -14,6 +14,7 @@ use kopek_core::{Digest, InstanceId, Load, Moment, ServerId, SiteName};
 
 use crate::chance::Chance;
 use crate::machine::{Machine, Power};
+use crate::network;
 use crate::pool::Pool;
 use crate::rack;
 
@@ -90,6 +91,7 @@ impl Cell {
         self.now = self.now.plus_millis(TICK_MS);
         self.elect();
         self.work();
+        network::announce(&mut self.machines);
         self.note_phases();
         self.observe();
         self.control();

@@ -7,6 +7,7 @@
 pub mod cell;
 pub mod chance;
 pub mod machine;
+mod network;
 pub mod pool;
 mod questions;
 pub mod rack;

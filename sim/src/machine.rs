@@ -1,6 +1,7 @@
 //! One simulated server: its agent obeys the last assignment through the real `converge`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use kopek_core::assignment::{AssignedVolume, Assignment};
 use kopek_core::converge::{HostAction, Local, Running, converge};
@@ -38,6 +39,8 @@ pub struct Machine {
     images: BTreeSet<Digest>,
     volumes: BTreeMap<SiteName, AssignedVolume>,
     fetching: BTreeMap<String, u64>,
+    /// On its interface now.
+    pub vips: BTreeSet<IpAddr>,
     pub reported: Option<Report>,
     pub reported_at: u64,
 }
@@ -65,6 +68,7 @@ impl Machine {
             images: BTreeSet::new(),
             volumes: BTreeMap::new(),
             fetching: BTreeMap::new(),
+            vips: BTreeSet::new(),
             reported: None,
             reported_at: 0,
         }
@@ -210,7 +214,7 @@ impl Machine {
             volumes: volumes.collect(),
             member,
             edge: Health::Well,
-            vips: Vec::new(),
+            vips: self.vips.iter().copied().collect(),
             disk_free: Bytes::mib(1_000),
             memory_free: Bytes::mib(1_000),
         }

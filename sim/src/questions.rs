@@ -1,10 +1,10 @@
 //! What tests ask a simulated cell.
 
-use kopek_core::InstanceId;
 use kopek_core::desired::Standing;
 use kopek_core::observed::{MemberState, Phase};
-use kopek_core::placement::Stage;
+use kopek_core::placement::{PlacedVip, Stage};
 use kopek_core::plan::{Blocked, is_converged};
+use kopek_core::{InstanceId, ServerId};
 
 use crate::cell::Cell;
 use crate::rack;
@@ -72,11 +72,33 @@ impl Cell {
                 troubles.push(format!("{name}: its writer is not in service"));
             }
         }
+        troubles.extend(self.vip_troubles());
         for member in &self.placed.pool.members {
             let seen = self.pool.seen(member);
             if seen.is_none_or(|m| m.state != MemberState::Synced) {
                 troubles.push(format!("pool member {member} is not synced"));
             }
+        }
+        troubles
+    }
+
+    fn vip_troubles(&self) -> Vec<String> {
+        let mut troubles = Vec::new();
+        for vip in &self.desired.cell.vips {
+            let holders: Vec<&ServerId> =
+                self.machines.values().filter(|m| m.vips.contains(vip)).map(|m| &m.name).collect();
+            match (self.placed.vips.get(vip), holders.as_slice()) {
+                (Some(PlacedVip { holder, next: None, .. }), [one]) if holder == *one => {}
+                (placed, holders) => troubles.push(format!("{vip} is {placed:?} and at {holders:?}")),
+            }
+        }
+        let up = self.desired.servers.values().filter(|server| server.is_up());
+        let counts: Vec<usize> =
+            up.map(|s| self.placed.vips.values().filter(|vip| vip.holder == s.name).count()).collect();
+        if let (Some(most), Some(least)) = (counts.iter().max(), counts.iter().min())
+            && *most >= least + 2
+        {
+            troubles.push(format!("the VIPs crowd: {counts:?}"));
         }
         troubles
     }

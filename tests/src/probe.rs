@@ -29,6 +29,11 @@ if (isset($_GET['new'])) {
 }
 ";
 
+/// Answers after so many milliseconds.
+pub const SLOW: &str = "/slow.php?ms=400";
+
+const SLOW_PHP: &str = "<?php\nusleep(1000 * (int) $_GET['ms']);\necho 'late';\n";
+
 /// Creates the site with its table and waits until it runs.
 pub async fn create(rack: &Rack, min: usize, max: usize) -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -50,6 +55,7 @@ pub fn write(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder)?;
     fs::write(folder.join("still.php"), STILL_PHP)?;
     fs::write(folder.join("rows.php"), ROWS_PHP)?;
+    fs::write(folder.join("slow.php"), SLOW_PHP)?;
     Ok(())
 }
 

@@ -240,7 +240,7 @@ impl Rack {
             let servers = self.servers().await?;
             let cell = self.cell().await?;
             let up = servers.iter().all(|server| server.state == "up" && server.pool == "synced");
-            let held = cell.vips.iter().all(|vip| vip.holder.is_some());
+            let held = cell.vips.iter().all(|vip| vip.holder.is_some() && vip.holder == vip.wanted);
             Ok((up && held).then_some(()))
         };
         let waited = until("every server to be up and every VIP to be held", WHOLE_LIMIT, look).await;

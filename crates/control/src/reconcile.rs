@@ -137,6 +137,9 @@ fn decisions(state: &CellState, plan: &Plan) -> Vec<Op> {
     if placed.pool != state.placed.pool {
         ops.push(put(keys::POOL.to_owned(), &placed.pool));
     }
+    if placed.vips != state.placed.vips {
+        ops.push(put(keys::VIPS.to_owned(), &placed.vips));
+    }
     ops
 }
 

@@ -87,6 +87,8 @@ impl CellState {
             set(key, &entry.value, |cell| self.desired.cell = cell);
         } else if key == keys::POOL {
             set(key, &entry.value, |pool| self.placed.pool = pool);
+        } else if key == keys::VIPS {
+            set(key, &entry.value, |vips| self.placed.vips = vips);
         } else if key == keys::STORE_MEMBERS {
             set(key, &entry.value, |members| self.store_members = members);
         } else if key == keys::SITE_NUMBER {

@@ -159,6 +159,8 @@ pub struct MemberView {
 pub struct VipView {
     pub address: IpAddr,
     pub holder: Option<ServerId>,
+    /// Where it is to be: another than the holder while it moves.
+    pub wanted: Option<ServerId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use crate::assignment::{
     AssignedDatabase, AssignedInstance, AssignedMember, AssignedVip, AssignedVolume, Assignment, Start,
+    Tenure,
 };
 use crate::desired::{Desired, Server, Standing};
 use crate::id::{ServerId, SiteName};
@@ -20,7 +21,7 @@ pub fn assignments(
     placed: &Placed,
     observed: &Observed,
 ) -> BTreeMap<ServerId, Assignment> {
-    let vips = vips(desired);
+    let vips = vips(desired, placed);
     let mut all: BTreeMap<ServerId, Assignment> = desired
         .servers
         .values()
@@ -194,26 +195,34 @@ fn start(desired: &Desired, placed: &Placed, observed: &Observed, server: &Serve
     }
 }
 
-/// Every VIP on every server that serves, each VIP preferring a different server so that no edge idles.
-/// Ranks count from all servers, dead ones too: a death moves only the addresses that the dead one held.
-fn vips(desired: &Desired) -> BTreeMap<ServerId, Vec<AssignedVip>> {
+/// Every VIP on every server that serves: its holder first, then where it is to go, then the others in an order
+/// of the VIP's own, so that a death spreads what the dead one held. An address stays where it is also when a
+/// server comes back that held it once.
+fn vips(desired: &Desired, placed: &Placed) -> BTreeMap<ServerId, Vec<AssignedVip>> {
     let routers = routers(desired);
     let mut servers: Vec<&Server> = desired.servers.values().collect();
     servers.sort_by_key(|server| (server.joined, &server.name));
     let count = servers.len();
+    let is_up = |name: &ServerId| desired.servers.get(name).is_some_and(Server::is_up);
     let mut all: BTreeMap<ServerId, Vec<AssignedVip>> = BTreeMap::new();
     for (turn, (address, router)) in routers.into_iter().enumerate() {
+        let at = placed.vips.get(&address);
+        let next = at.and_then(|at| at.next.as_ref()).filter(|next| is_up(next));
         for (order, server) in servers.iter().enumerate() {
             let rank = (order + count - turn % count) % count;
-            // 127 ranks in the upper half for servers that are up, 127 in the lower for draining ones:
-            // RFC 5798 leaves 1 to 254.
-            let below = u8::try_from(rank).unwrap_or(u8::MAX).min(126);
+            let below = u8::try_from(rank).unwrap_or(u8::MAX).min(120);
+            let is_holder = at.is_some_and(|at| at.holder == server.name);
+            // RFC 5798 leaves 1 to 254; 1 is of those that would rather not.
             let priority = match server.standing {
-                Standing::Up => 254 - below,
-                Standing::Draining => 127 - below,
                 Standing::Dead | Standing::Returning => continue,
+                Standing::Up | Standing::Draining if is_holder => 254,
+                Standing::Up if next == Some(&server.name) => 253,
+                Standing::Up => 252 - below,
+                Standing::Draining => 125 - below,
             };
-            all.entry(server.name.clone()).or_default().push(AssignedVip { address, router, priority });
+            let tenure = if is_holder && next.is_some() { Tenure::Leave } else { Tenure::Stay };
+            let vip = AssignedVip { address, router, priority, tenure };
+            all.entry(server.name.clone()).or_default().push(vip);
         }
     }
     all

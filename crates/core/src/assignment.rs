@@ -81,6 +81,16 @@ pub struct AssignedVip {
     pub router: u8,
     /// VRRP priority, 1 to 254; the highest that is alive holds the address (RFC 5798 section 5.2.4).
     pub priority: u8,
+    pub tenure: Tenure,
+}
+
+/// Whether a VIP's holder keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tenure {
+    Stay,
+    /// Another edge is ready to take it: the holder lets its requests end, then lets it go.
+    Leave,
 }
 
 /// Every edge and every `sql` needs every site's route; stored at `/routes/SITE` so that one change of one

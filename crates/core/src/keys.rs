@@ -6,6 +6,8 @@ pub const CELL: &str = "/cell";
 /// The cell's CA with its private key. The store is reached only by mutual TLS with servers' certificates.
 pub const AUTHORITY: &str = "/authority";
 pub const POOL: &str = "/pool";
+/// Which edge holds which VIP: `placement::Placed::vips`.
+pub const VIPS: &str = "/vips";
 /// Which servers run an etcd member: `desired::StoreMembers`.
 pub const STORE_MEMBERS: &str = "/store-members";
 

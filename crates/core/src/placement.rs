@@ -2,6 +2,7 @@
 //! the active controller, by compare-and-commit.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,8 @@ use crate::units::Moment;
 pub struct Placed {
     pub sites: BTreeMap<SiteName, SitePlacement>,
     pub pool: PoolPlacement,
+    /// Stored at `/vips`, all in one.
+    pub vips: BTreeMap<IpAddr, PlacedVip>,
 }
 
 /// Stored at `/placements/SITE`.
@@ -46,6 +49,16 @@ pub struct PlacedInstance {
 pub enum Stage {
     Run,
     Drain { until: Moment },
+}
+
+/// Where a VIP is, and where it is to go when its holder has let it go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedVip {
+    pub holder: ServerId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<ServerId>,
+    /// With this holder since.
+    pub since: Moment,
 }
 
 /// The one pool member that serves a site. `epoch` grows with every change: a lower one is stale.

@@ -285,34 +285,65 @@ fn a_route_does_not_lead_to_an_instance_of_an_earlier_site_of_that_name() {
     assert_eq!(led_to(&cell), 0);
 }
 
+/// Where the VIPs are, as keepalived has put them.
+fn held(cell: &Cell) -> Vec<String> {
+    let at = |vip| cell.machines.values().find(|machine| machine.vips.contains(vip));
+    cell.desired.cell.vips.iter().map(|vip| at(vip).map_or("-", |m| m.name.as_str()).to_owned()).collect()
+}
+
 #[test]
-fn each_vip_prefers_another_server_and_a_dead_server_has_none() {
+fn a_vip_stays_where_it_went_when_its_first_holder_returns() {
     let mut cell = three().start();
     cell.settle(30_000);
-    let preferred = |cell: &Cell| {
-        let seen = cell.controller.as_ref().unwrap().observed.clone();
-        let all = assignments(&cell.desired, &cell.placed, &seen);
-        let addresses: Vec<_> = cell.desired.cell.vips.iter().copied().collect();
-        addresses
-            .into_iter()
-            .map(|address| {
-                let vips = all.values().flat_map(|a| a.vips.iter().map(move |vip| (&a.server, vip)));
-                let best = vips.filter(|(_, vip)| vip.address == address).max_by_key(|(_, vip)| vip.priority);
-                best.unwrap().0.to_string()
-            })
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(preferred(&cell), ["a", "b"]);
+    assert_eq!(held(&cell), ["a", "b"], "no edge idles");
     cell.kill("a");
-    cell.run_ms(5_000);
-    assert_eq!(preferred(&cell), ["b", "b"], "b keeps what it has");
+    cell.run_ms(100);
+    assert_eq!(held(&cell), ["b", "b"], "keepalived waits for nobody");
+    cell.run_ms(20_000);
+    assert_said(&cell, "10.0.1.1 is at b: it left a by itself");
+    assert_said(&cell, "move 10.0.1.1 to c: b holds 2, c holds 0");
+    assert_said(&cell, "10.0.1.1 is at c: b has let it go");
+    assert_eq!(held(&cell), ["c", "b"]);
+    let begin = cell.log.len();
     cell.boot("a");
     cell.settle(30_000);
-    cell.drain("a");
-    cell.run_ms(100);
-    assert_eq!(preferred(&cell), ["b", "b"], "a draining server comes last");
+    cell.run_ms(20_000);
+    assert_eq!(held(&cell), ["c", "b"], "a came back and took nothing away");
+    let moves = said_since(&cell, begin).into_iter().filter(|line| line.contains("10.0.1.")).count();
+    assert_eq!(moves, 0, "{}", cell.log.join("\n"));
+}
+
+#[test]
+fn a_vip_leaves_a_draining_server_on_purpose_and_a_last_server_keeps_it() {
+    let mut cell = three().start();
+    cell.settle(30_000);
+    cell.drain("b");
+    cell.run_ms(20_000);
+    assert_said(&cell, "move 10.0.1.2 to c: b drains");
+    assert_eq!(held(&cell), ["a", "c"]);
+    for server in ["a", "c"] {
+        cell.drain(server);
+    }
+    cell.run_ms(30_000);
+    assert_eq!(held(&cell), ["a", "c"], "there is nowhere to go");
     let routers: BTreeSet<u8> = cell.written.values().next().unwrap().vips.iter().map(|v| v.router).collect();
     assert_eq!(routers.len(), 2);
+}
+
+#[test]
+fn a_vip_that_was_to_move_stays_when_its_next_holder_dies() {
+    let mut cell = three().start();
+    cell.settle(30_000);
+    cell.drain("b");
+    cell.run_until("a move", 1_000, |cell| cell.placed.vips.values().any(|vip| vip.next.is_some()));
+    // Before b has seen its assignment.
+    cell.placed.vips.values_mut().filter(|vip| vip.next.is_some()).for_each(|vip| {
+        vip.next = Some(kopek_sim::rack::server("c"));
+    });
+    cell.cut("c");
+    cell.run_until("another way", 5_000, |cell| held(cell) == ["a", "a"]);
+    cell.run_ms(20_000);
+    assert_eq!(held(&cell)[1], "a", "{}", cell.log.join("\n"));
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod host;
 mod limits;
 mod listen;
 mod page;
+mod parting;
 mod pick;
 mod proxy;
 mod record;

@@ -103,11 +103,11 @@ async fn control(
     let clients_max = clients_max(limits.workers);
     publish(&tables, parts.borrow_and_update().as_ref(), limits);
 
-    let mut pings = Vec::new();
+    let mut questions = Vec::new();
     let mut workers = Vec::new();
     for number in 0..limits.workers {
-        let (ping, pinged) = mpsc::channel(1);
-        pings.push(ping);
+        let (to_worker, asked) = mpsc::channel(1);
+        questions.push(to_worker);
         let seed = Seed {
             identity: identity.clone(),
             gate_socket: dirs.gate_socket(),
@@ -117,13 +117,13 @@ async fn control(
             port: config.http_port,
             clients_max,
             tables: table.clone(),
-            pings: pinged,
+            questions: asked,
             stop: stopped.clone(),
         };
         workers.push(start_worker(number, seed, Ended(number, ended.clone())).await?);
     }
     info!(port = config.http_port, workers = limits.workers, "edge serves");
-    let status = status::serve(listener, Status { pings, tables: table });
+    let status = status::serve(listener, Status { workers: questions, tables: table });
     tokio::pin!(status, stop);
     let outcome = loop {
         tokio::select! {

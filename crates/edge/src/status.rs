@@ -1,5 +1,6 @@
 //! The edge's own socket, `<run>/edge.sock`, for the agent and for metrics. A line in, a line out:
-//! `health` → `ok` or what is wrong; `counters` → JSON by site.
+//! `health` → `ok` or what is wrong; `counters` → JSON by site; `leave ADDRESS` → how many connections to that
+//! address are open, each of which ends with the request that is under way; `stay ADDRESS` takes that back.
 
 use std::io;
 use std::path::Path;
@@ -15,17 +16,18 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use crate::clock::Uptime;
+use crate::parting::{Ask, Question};
 use crate::table::{RoutingTable, SiteRoute};
 
 /// A worker that does not answer for so long does not serve either.
-const PING_LIMIT: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 /// For a question to arrive and its answer to be taken.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 const QUESTION_MAX: u64 = 64;
 
 pub struct Status {
     /// One per worker.
-    pub pings: Vec<mpsc::Sender<oneshot::Sender<()>>>,
+    pub workers: Vec<mpsc::Sender<Question>>,
     pub tables: watch::Receiver<Option<Arc<RoutingTable>>>,
 }
 
@@ -64,21 +66,38 @@ impl Status {
         let (read, mut write) = stream.into_split();
         let mut question = String::new();
         BufReader::new(read.take(QUESTION_MAX)).read_line(&mut question).await?;
-        let answer = match question.trim() {
-            "health" => self.health().await,
-            "counters" => self.counters().to_string(),
-            _ => "ask for health or counters".to_owned(),
+        let (word, address) = question.trim().split_once(' ').unwrap_or((question.trim(), ""));
+        let answer = match (word, address.parse()) {
+            ("health", _) => self.health().await,
+            ("counters", _) => self.counters().to_string(),
+            ("leave", Ok(address)) => self.ask_all(Ask::Leave(address)).await,
+            ("stay", Ok(address)) => self.ask_all(Ask::Stay(address)).await,
+            _ => "ask for health, counters, leave ADDRESS or stay ADDRESS".to_owned(),
         };
         write.write_all(format!("{answer}\n").as_bytes()).await
     }
 
     async fn health(&self) -> String {
-        for (number, ping) in self.pings.iter().enumerate() {
-            if !answers(ping).await {
-                return format!("worker {number} does not answer");
-            }
+        match self.sum(Ask::Health).await {
+            Ok(_) => "ok".to_owned(),
+            Err(number) => format!("worker {number} does not answer"),
         }
-        "ok".to_owned()
+    }
+
+    async fn ask_all(&self, ask: Ask) -> String {
+        match self.sum(ask).await {
+            Ok(open) => open.to_string(),
+            Err(number) => format!("worker {number} does not answer"),
+        }
+    }
+
+    /// Of all workers' answers; else the number of the first that gives none.
+    async fn sum(&self, ask: Ask) -> Result<usize, usize> {
+        let mut sum = 0;
+        for (number, worker) in self.workers.iter().enumerate() {
+            sum += answer_of(worker, ask).await.ok_or(number)?;
+        }
+        Ok(sum)
     }
 
     fn counters(&self) -> Value {
@@ -89,10 +108,13 @@ impl Status {
     }
 }
 
-async fn answers(ping: &mpsc::Sender<oneshot::Sender<()>>) -> bool {
-    let (pong, ponged) = oneshot::channel();
-    let asked = async { ping.send(pong).await.is_ok() && ponged.await.is_ok() };
-    timeout(PING_LIMIT, asked).await.unwrap_or(false)
+async fn answer_of(worker: &mpsc::Sender<Question>, ask: Ask) -> Option<usize> {
+    let (answer, answered) = oneshot::channel();
+    let asked = async {
+        worker.send(Question { ask, answer }).await.ok()?;
+        answered.await.ok()
+    };
+    timeout(ANSWER_LIMIT, asked).await.ok().flatten()
 }
 
 fn site_counters(site: &SiteRoute) -> Value {

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use kopek_link::Identity;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::spawn_local;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, warn};
@@ -27,12 +27,17 @@ use crate::access_log::Lines;
 use crate::hold::Bounded;
 use crate::limits::Limits;
 use crate::listen::listen;
+use crate::parting::{Addresses, Question};
 use crate::proxy;
 use crate::table::{RoutingTable, SiteRoute};
 use crate::upstream::Upstreams;
 
 /// Idle connections are closed, log lines handed over and silent gates noticed so often.
 const TICK: Duration = Duration::from_millis(200);
+
+/// A client that has just connected sends its first request within a round trip; one that has not by then is told
+/// to connect again elsewhere.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 
 /// What a worker is made of; crosses into its thread.
 pub struct Seed {
@@ -45,7 +50,7 @@ pub struct Seed {
     /// Clients at most: each costs a descriptor here and up to two towards instances.
     pub clients_max: usize,
     pub tables: watch::Receiver<Option<Arc<RoutingTable>>>,
-    pub pings: mpsc::Receiver<oneshot::Sender<()>>,
+    pub questions: mpsc::Receiver<Question>,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -75,6 +80,9 @@ pub struct Worker {
     table: RefCell<Option<Arc<RoutingTable>>>,
     turn: Cell<usize>,
     clients: Arc<Semaphore>,
+    addresses: Rc<Addresses>,
+    /// Some connections are to end, or all: they look which.
+    parting: Notify,
     stopping: Notify,
     stopped: Cell<bool>,
 }
@@ -99,6 +107,19 @@ impl Worker {
         self.turn.replace(self.turn.get().wrapping_add(1))
     }
 
+    fn parts_with(&self, address: IpAddr) -> bool {
+        self.stopped.get() || self.addresses.is_leaving(address)
+    }
+
+    fn heard(&self, question: Question) {
+        let (open, is_new) = self.addresses.ask(question.ask);
+        if is_new {
+            self.parting.notify_waiters();
+        }
+        // Whoever asked may have given up.
+        let _ = question.answer.send(open);
+    }
+
     fn follow(&self, table: Option<Arc<RoutingTable>>) {
         let parted = table.clone();
         *self.table.borrow_mut() = table;
@@ -110,7 +131,7 @@ impl Worker {
 }
 
 async fn serve(seed: Seed, ready: impl FnOnce()) -> Result<(), WorkerError> {
-    let Seed { mut tables, mut pings, mut stop, clients_max, .. } = seed;
+    let Seed { mut tables, mut questions, mut stop, clients_max, .. } = seed;
     let listeners = listen(seed.port).map_err(|(address, error)| WorkerError::Listen(address, error))?;
     let limits = Rc::new(seed.limits);
     let worker = Rc::new(Worker {
@@ -122,6 +143,8 @@ async fn serve(seed: Seed, ready: impl FnOnce()) -> Result<(), WorkerError> {
         table: RefCell::new(tables.borrow_and_update().clone()),
         turn: Cell::new(0),
         clients: Arc::new(Semaphore::new(clients_max)),
+        addresses: Rc::default(),
+        parting: Notify::new(),
         stopping: Notify::new(),
         stopped: Cell::new(false),
     });
@@ -133,7 +156,7 @@ async fn serve(seed: Seed, ready: impl FnOnce()) -> Result<(), WorkerError> {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            // A worker that answered a ping has the table that was published before it.
+            // A worker that answered a question has the table that was published before it.
             biased;
             changed = tables.changed() => match changed {
                 Ok(()) => worker.follow(tables.borrow_and_update().clone()),
@@ -143,15 +166,13 @@ async fn serve(seed: Seed, ready: impl FnOnce()) -> Result<(), WorkerError> {
                 worker.upstreams.tick();
                 worker.lines.flush();
             }
-            Some(pong) = pings.recv() => {
-                // Whoever asked may have given up.
-                let _ = pong.send(());
-            }
+            Some(question) = questions.recv() => worker.heard(question),
             _ = stop.wait_for(|stop| *stop) => break,
         }
     }
     worker.stopped.set(true);
     worker.stopping.notify_waiters();
+    worker.parting.notify_waiters();
     let everyone = worker.clients.acquire_many(clients_max as u32);
     if timeout(worker.limits.stop, everyone).await.is_err() {
         warn!(left = clients_max - worker.clients.available_permits(), "connections cut off at the end");
@@ -196,16 +217,22 @@ async fn admit(worker: &Worker, listener: &TcpListener) -> io::Result<(Permit, T
 
 async fn connection(worker: Rc<Worker>, stream: TcpStream, client: SocketAddr, _permit: Permit) {
     let limits = worker.limits.clone();
-    let stopping = worker.stopping.notified();
     // A client that reads nothing for so long is given up by the kernel.
     let stall = limits.client_stall.as_millis() as u32;
-    if let Err(error) =
-        stream.set_nodelay(true).and_then(|()| Ok(setsockopt(&stream, sockopt::TcpUserTimeout, &stall)?))
-    {
-        debug!(%client, %error, "a client left at once");
-        return;
-    }
+    let prepared =
+        stream.set_nodelay(true).and_then(|()| Ok(setsockopt(&stream, sockopt::TcpUserTimeout, &stall)?));
+    let address = match prepared.and_then(|()| stream.local_addr()) {
+        Ok(address) => address.ip().to_canonical(),
+        Err(error) => {
+            debug!(%client, %error, "a client left at once");
+            return;
+        }
+    };
+    let _open = worker.addresses.open(address);
+    let is_last = worker.parts_with(address);
+    let has_asked = Cell::new(false);
     let service = service_fn(|request| {
+        has_asked.set(true);
         // Boxed: hyper would move some kilobytes several times.
         let answer = Box::pin(proxy::answer(worker.clone(), client.ip(), request));
         async move { Ok::<_, Infallible>(answer.await) }
@@ -214,14 +241,27 @@ async fn connection(worker: Rc<Worker>, stream: TcpStream, client: SocketAddr, _
         .timer(TokioTimer::new())
         .header_read_timeout(limits.client_header)
         .max_header_size(limits.header_bytes)
-        .keep_alive(!worker.stopped.get())
+        .keep_alive(!is_last)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
-    tokio::pin!(stopping, connection);
-    let ended = tokio::select! {
-        biased;
-        ended = &mut connection => ended,
-        () = stopping => {
+    tokio::pin!(connection);
+    let ended = loop {
+        let parting = worker.parting.notified();
+        if !is_last && worker.parts_with(address) {
+            break match has_asked.get() {
+                true => Err(()),
+                false => timeout(FIRST_REQUEST, &mut connection).await.map_err(drop),
+            };
+        }
+        tokio::select! {
+            biased;
+            ended = &mut connection => break Ok(ended),
+            () = parting => {}
+        }
+    };
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(()) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

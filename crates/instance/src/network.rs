@@ -151,6 +151,8 @@ pub struct Firewall {
     /// Public addresses of the cell: open to instances on ports 80 and 443, as they are to anybody, for sites
     /// that call themselves.
     pub public: Vec<IpAddr>,
+    /// Addresses of this server that nobody may connect to anew, from anywhere: it is about to give them up.
+    pub closed: Vec<IpAddr>,
     /// Name servers: open on port 53, also when they stand in a network of the cell.
     pub resolvers: Vec<IpAddr>,
 }
@@ -169,6 +171,7 @@ impl Firewall {
         };
         let cell = set("cell", &self.cell);
         let public = set("public", &hosts(&self.public));
+        let closed = set("closed", &hosts(&self.closed));
         let resolvers = set("resolvers", &hosts(&self.resolvers));
         // The first two lines make the replacement one step: an absent table is made, then deleted. What has no
         // route is refused here: the kernel's own ICMP answer is rate-limited, and a site would wait for it.
@@ -177,7 +180,7 @@ impl Firewall {
 table inet kopek
 delete table inet kopek
 table inet kopek {{
-    {cell}{public}{resolvers}
+    {cell}{public}{closed}{resolvers}
     chain unroutable {{
         type filter hook prerouting priority raw; policy accept;
         iifname "kp*" fib saddr . iif oif missing drop
@@ -186,6 +189,8 @@ table inet kopek {{
     }}
     chain input {{
         type filter hook input priority filter; policy accept;
+        ip daddr @closed4 tcp flags & (fin | syn | rst | ack) == syn drop
+        ip6 daddr @closed6 tcp flags & (fin | syn | rst | ack) == syn drop
         iifname != "kp*" accept
         ct state established,related accept
         ip daddr @public4 tcp dport {{ 80, 443 }} accept

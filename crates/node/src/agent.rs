@@ -36,17 +36,14 @@ use tracing::{info, warn};
 use crate::api::{self, Desk};
 use crate::feed::{self, Feed, Routes};
 use crate::instances::{Instances, Word};
-use crate::keepalived::Keepalived;
 use crate::mariadb::{self, Evicted, Member, MemberConfig};
 use crate::store_host::{StoreHost, StoreHostError};
-use crate::{edge_health, hand_out, machine, reporting, site_logs, store_member};
+use crate::{edge_health, hand_out, machine, reporting, site_logs, store_member, vips};
 
 /// Loads are averages over samples this far apart, as in the kernel's own habit of seconds.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 /// The store answers in milliseconds when it is there; without it the server goes on with what it knew.
 const CONFIRMATION_LIMIT: Duration = Duration::from_secs(5);
-/// VIPs move by keepalived's own doing; this is only how soon it shows.
-const LOOK_AT_VIPS_EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -72,7 +69,7 @@ pub async fn run(
     let address = SocketAddr::new(config.address, AGENT_PORT);
     let listener =
         TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })?;
-    machine::guard_instances(&config, &[]).map_err(AgentError::Firewall)?;
+    machine::guard(&config, &[], &[]).map_err(AgentError::Firewall)?;
     let host = Arc::new(StoreHost::new(&dirs, &config, &identity));
     host.resume().await.map_err(AgentError::StoreHost)?;
 
@@ -91,12 +88,7 @@ pub async fn run(
     let member = Arc::new(Member::start(&dirs, MemberConfig::new(&config.name, config.address)));
     let edge = edge_health::watch_edge(dirs.edge_socket());
     let (to_vips, vips) = watch::channel(None);
-    let held = keep_vips(
-        config.clone(),
-        Keepalived::new(&dirs, &config.name, &config.interface),
-        vips,
-        edge.clone(),
-    );
+    let held = vips::keep(config.clone(), vips, edge.clone());
     let (instances, words) = Instances::find(&config, launcher.clone());
     let instances = Arc::new(Mutex::new(instances));
     tokio::spawn(site_logs::keep(dirs.log.clone(), remembered_sites, feed.sites.clone()));
@@ -148,7 +140,7 @@ struct Agent {
     member: Arc<Member>,
     edge: watch::Receiver<Option<Health>>,
     held: watch::Receiver<Vec<IpAddr>>,
-    /// Nothing before the first assignment: what keepalived announces then stays.
+    /// Nothing before the first assignment that counts: what keepalived announces then stays.
     to_vips: watch::Sender<Option<Vec<AssignedVip>>>,
     to_report: watch::Sender<Option<Report>>,
 }
@@ -203,16 +195,17 @@ impl Agent {
         let assignment = self.feed.assignment.borrow().clone();
         let routes: Option<Routes> = self.feed.routes.borrow().clone();
         let mut instances = self.instances();
+        // After a boot the store's word is awaited for a moment: what is on disk may be elsewhere by now.
+        let is_late = self.since.elapsed() > CONFIRMATION_LIMIT;
+        let sure = assignment.as_ref().filter(|assignment| is_late || self.is_confirmed(assignment));
         if let Some(assignment) = &assignment {
             let running = converge::Running {
                 instances: instances.local(),
                 images: files.images.iter().cloned().collect(),
                 volumes: files.volumes.iter().map(|(site, seen)| (site.clone(), seen.volume())).collect(),
             };
-            // After a boot the store's word is awaited for a moment: what is on disk may run elsewhere by now.
-            let may_start = self.is_confirmed(assignment) || self.since.elapsed() > CONFIRMATION_LIMIT;
             for action in converge(assignment, &running, now()) {
-                if may_start || !matches!(action, HostAction::Create { .. }) {
+                if sure.is_some() || !matches!(action, HostAction::Create { .. }) {
                     instances.act(action);
                 }
             }
@@ -235,7 +228,7 @@ impl Agent {
             self.parts.publish(hand_out::sql_part(me, assigned, routes, instances.listeners(), address));
         }
         self.to_vips.send_if_modified(|vips| {
-            let next = assigned.map(|assignment| assignment.vips.clone());
+            let next = sure.map(|assignment| assignment.vips.clone());
             let changed = next.is_some() && *vips != next;
             if changed {
                 *vips = next;
@@ -308,47 +301,6 @@ async fn until(moment: Option<kopek_core::Moment>) {
         Some(millis) => tokio::time::sleep(Duration::from_millis(millis.min(60_000))).await,
         None => std::future::pending().await,
     }
-}
-
-/// Keeps keepalived in step, and tells which VIPs are here.
-fn keep_vips(
-    config: ServerConfig,
-    mut keepalived: Keepalived,
-    mut vips: watch::Receiver<Option<Vec<AssignedVip>>>,
-    mut edge: watch::Receiver<Option<Health>>,
-) -> watch::Receiver<Vec<IpAddr>> {
-    let (to_held, held) = watch::channel(Vec::new());
-    tokio::spawn(async move {
-        let mut look = tokio::time::interval(LOOK_AT_VIPS_EVERY);
-        let mut open = Vec::new();
-        loop {
-            let (wanted, health) = (vips.borrow_and_update().clone(), *edge.borrow_and_update());
-            if let (Some(wanted), Some(health)) = (wanted, health) {
-                let addresses: Vec<IpAddr> = wanted.iter().map(|vip| vip.address).collect();
-                if open != addresses {
-                    match machine::guard_instances(&config, &addresses) {
-                        Ok(()) => open = addresses,
-                        Err(error) => warn!(%error, "instances cannot reach the cell's public addresses"),
-                    }
-                }
-                if let Err(error) = keepalived.apply(&wanted, health).await {
-                    warn!(%error, "this server announces no addresses");
-                }
-            }
-            let now = keepalived.held();
-            to_held.send_if_modified(|held| {
-                let changed = *held != now;
-                *held = now;
-                changed
-            });
-            tokio::select! {
-                changed = vips.changed() => if changed.is_err() { return },
-                changed = edge.changed() => if changed.is_err() { return },
-                _ = look.tick() => {}
-            }
-        }
-    });
-    held
 }
 
 fn leader_address(store: Arc<dyn Store>) -> watch::Receiver<Option<SocketAddr>> {

@@ -10,12 +10,13 @@ use kopek_instance::{Firewall, firewall};
 
 use crate::resolvers;
 
-/// Sets the rules for this server's instances: the servers' network is closed to them, the cell's public
-/// addresses are open.
-pub fn guard_instances(config: &ServerConfig, public: &[IpAddr]) -> Result<(), NetworkError> {
+/// Sets the rules of this server: the servers' network is closed to its instances, the cell's public addresses
+/// are open to them. `closed` are addresses that nobody may connect to anew.
+pub fn guard(config: &ServerConfig, public: &[IpAddr], closed: &[IpAddr]) -> Result<(), NetworkError> {
     firewall(&Firewall {
         cell: networks_of(&config.interface, config.address),
         public: public.to_vec(),
+        closed: closed.to_vec(),
         resolvers: resolvers::of_this_server(),
     })
 }

@@ -22,6 +22,12 @@ pub async fn show(Acting(active): Acting) -> Json<CellView> {
             .filter(|(id, _)| view.state.desired.servers.get(*id).is_some_and(|server| server.is_serving()))
             .find(|(_, seen)| seen.report.vips.contains(address))
             .map(|(id, _)| id.clone()),
+        wanted: view
+            .state
+            .placed
+            .vips
+            .get(address)
+            .map(|placed| placed.next.as_ref().unwrap_or(&placed.holder).clone()),
     });
     let store = match &*active.location.borrow() {
         Location::Embedded { .. } => "embedded",

@@ -4,8 +4,9 @@
 //!
 //! One file per concern, in the order in which they decide, each on the outcome of those before:
 //! `servers` (dead, returning), `pool` (members, first start, start after a power loss), `holders` (who keeps
-//! a volume), `instances` (dead, missing, surplus), `drain` (leaving), `scale` (load), `writers`. A step is
-//! put into effect by `state`, here while planning and later by `apply`, and by nothing else.
+//! a volume), `instances` (dead, missing, surplus), `drain` (leaving), `scale` (load), `writers`, `vips` (which
+//! edge holds an address). A step is put into effect by `state`, here while planning and later by `apply`, and
+//! by nothing else.
 
 mod drain;
 mod holders;
@@ -16,6 +17,7 @@ mod scale;
 mod servers;
 mod state;
 mod step;
+mod vips;
 mod writers;
 
 use std::collections::BTreeMap;
@@ -39,6 +41,7 @@ pub fn plan(desired: &Desired, placed: &Placed, observed: &Observed, now: Moment
     drain::let_go(&mut draft);
     scale::follow_load(&mut draft);
     writers::keep_writers(&mut draft);
+    vips::keep_vips(&mut draft);
     Plan { at: now, steps: draft.steps, blocked: draft.blocked }
 }
 

@@ -2,10 +2,11 @@
 //! sense, so that no subset, order or repetition of steps breaks what `check` demands.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use crate::desired::{Server, Site, Standing};
 use crate::id::{InstanceId, ServerId, SiteName};
-use crate::placement::{Placed, PlacedInstance, SitePlacement, Stage, Writer};
+use crate::placement::{Placed, PlacedInstance, PlacedVip, SitePlacement, Stage, Writer};
 use crate::units::Moment;
 
 use super::step::{Action, Cause};
@@ -113,6 +114,16 @@ impl State {
                 new
             }
             Action::PoolServes => self.placed.pool.stopped.take().is_some(),
+            Action::SetVip { vip, server } => self.set_vip(*vip, server, at),
+            Action::MoveVip { vip, to } => {
+                let is_up = self.standing(to) == Some(Standing::Up);
+                let placed = self.placed.vips.get_mut(vip).filter(|placed| is_up && placed.holder != *to);
+                placed.is_some_and(|placed| placed.next.replace(to.clone()).as_ref() != Some(to))
+            }
+            Action::KeepVip { vip } => {
+                self.placed.vips.get_mut(vip).is_some_and(|placed| placed.next.take().is_some())
+            }
+            Action::ForgetVip { vip } => self.placed.vips.remove(vip).is_some(),
         }
     }
 
@@ -185,6 +196,15 @@ impl State {
             placement.writer = Some(Writer { server: server.clone(), epoch });
         }
         may && newer
+    }
+
+    fn set_vip(&mut self, vip: IpAddr, server: &ServerId, at: Moment) -> bool {
+        let may = self.servers.get(server).is_some_and(Server::is_serving);
+        let is_new = self.placed.vips.get(&vip).is_none_or(|placed| placed.holder != *server);
+        if may && is_new {
+            self.placed.vips.insert(vip, PlacedVip { holder: server.clone(), next: None, since: at });
+        }
+        may && is_new
     }
 
     fn placement(&mut self, site: &SiteName) -> &mut SitePlacement {

@@ -1,6 +1,7 @@
 //! What a plan is made of. Every step carries its reason, in words for people.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,7 @@ pub enum Subject {
     Server(ServerId),
     Site(SiteName),
     Instance(InstanceId),
+    Vip(IpAddr),
 }
 
 /// One change of the documents.
@@ -113,6 +115,23 @@ pub enum Action {
     PoolStopped,
     /// A member is in service again.
     PoolServes,
+    /// Notes who holds an address, or is to hold it first.
+    SetVip {
+        vip: IpAddr,
+        server: ServerId,
+    },
+    /// The holder is to let its requests end and let the address go there.
+    MoveVip {
+        vip: IpAddr,
+        to: ServerId,
+    },
+    /// It is not to go anywhere after all.
+    KeepVip {
+        vip: IpAddr,
+    },
+    ForgetVip {
+        vip: IpAddr,
+    },
 }
 
 /// Why the number of a site's instances changes.
@@ -147,6 +166,10 @@ impl Action {
             | Action::PoolFormed
             | Action::PoolStopped
             | Action::PoolServes => Subject::Pool,
+            Action::SetVip { vip, .. }
+            | Action::MoveVip { vip, .. }
+            | Action::KeepVip { vip }
+            | Action::ForgetVip { vip } => Subject::Vip(*vip),
         }
     }
 
@@ -172,6 +195,10 @@ impl Action {
             Action::PoolFormed => "pool formed",
             Action::PoolStopped => "pool is out of service",
             Action::PoolServes => "pool serves again",
+            Action::SetVip { .. } => "address is held",
+            Action::MoveVip { .. } => "address is to move",
+            Action::KeepVip { .. } => "address stays",
+            Action::ForgetVip { .. } => "address is gone",
         }
     }
 }
@@ -184,6 +211,7 @@ impl fmt::Display for Subject {
             Subject::Server(server) => server.fmt(f),
             Subject::Site(site) => site.fmt(f),
             Subject::Instance(instance) => instance.fmt(f),
+            Subject::Vip(vip) => vip.fmt(f),
         }
     }
 }
@@ -211,6 +239,10 @@ impl fmt::Display for Step {
             Action::PoolFormed => write!(f, "pool formed"),
             Action::PoolStopped => write!(f, "pool is out of service"),
             Action::PoolServes => write!(f, "pool serves again"),
+            Action::SetVip { vip, server } => write!(f, "{vip} is at {server}"),
+            Action::MoveVip { vip, to } => write!(f, "move {vip} to {to}"),
+            Action::KeepVip { vip } => write!(f, "leave {vip} where it is"),
+            Action::ForgetVip { vip } => write!(f, "forget {vip}"),
         }?;
         write!(f, ": {}", self.reason)
     }

@@ -103,6 +103,49 @@ async fn requests_under_way_end_before_the_edge_does() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_left_ends_its_connections_with_their_requests() {
+    let (rig, origin) = with_one(limits()).await;
+    let (mut idle, mut busy, mut fresh) = (rig.connect().await, rig.connect().await, rig.connect().await);
+    idle.write_all(b"GET /who HTTP/1.1\r\nHost: blog.org\r\n\r\n").await.unwrap();
+    let mut byte = [0; 1];
+    idle.read_exact(&mut byte).await.unwrap();
+    busy.write_all(b"GET /wait HTTP/1.1\r\nHost: blog.org\r\n\r\n").await.unwrap();
+    eventually("it is under way", async || origin.requests().len() == 2).await;
+    assert_eq!(rig.ask("leave 127.0.0.2").await, "0", "nobody came to that one");
+    assert_eq!(rig.ask("leave 127.0.0.1").await, "3");
+    let mut rest = String::new();
+    idle.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.ends_with("a"), "the idle one is closed after its answer: {rest}");
+    // Its request was on the way when the address was left.
+    fresh.write_all(b"GET /who HTTP/1.1\r\nHost: blog.org\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    fresh.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("a"), "{answer}");
+    assert_eq!(rig.ask("leave 127.0.0.1").await, "1", "the busy one");
+    origin.release();
+    let mut answer = String::new();
+    busy.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("a"), "{answer}");
+    eventually("all are gone", async || rig.ask("leave 127.0.0.1").await == "0").await;
+    // Who still comes is served once.
+    let mut late = rig.connect().await;
+    late.write_all(b"GET /who HTTP/1.1\r\nHost: blog.org\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    late.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("connection: close"), "{answer}");
+    // And when the address stays, as always.
+    assert_eq!(rig.ask("stay 127.0.0.1").await, "0");
+    let mut kept = rig.connect().await;
+    for _ in 0..2 {
+        kept.write_all(b"GET /who HTTP/1.1\r\nHost: blog.org\r\n\r\n").await.unwrap();
+        let mut answer = [0; 4096];
+        let length = kept.read(&mut answer).await.unwrap();
+        let answer = std::str::from_utf8(&answer[..length]).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("close"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named() {
     let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();

@@ -1,6 +1,7 @@
 //! What an instance may not do.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use kopek_core::desired::Internet;
@@ -46,6 +47,7 @@ fn an_instance_reaches_the_internet_but_neither_instances_nor_servers() {
     let rules = Firewall {
         cell: vec![("192.0.2.0".parse().unwrap(), 24)],
         public: Vec::new(),
+        closed: Vec::new(),
         resolvers: vec!["192.0.2.53".parse().unwrap()],
     };
     firewall(&rules).unwrap();
@@ -81,6 +83,25 @@ fn an_instance_reaches_the_internet_but_neither_instances_nor_servers() {
 
     drop(finish);
     world.join().unwrap();
+}
+
+#[test]
+fn an_address_that_is_closed_keeps_its_connections_and_takes_no_new_ones() {
+    let _server = Server::new();
+    run("ip link set lo up");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, soon) = (listener.local_addr().unwrap(), Duration::from_millis(300));
+    let mut old = TcpStream::connect(address).unwrap();
+    let mut accepted = listener.accept().unwrap().0;
+    firewall(&Firewall { closed: vec![address.ip()], ..Firewall::default() }).unwrap();
+    let refused = TcpStream::connect_timeout(&address, soon).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut, "it may knock again, it is not turned away");
+    accepted.write_all(b"go on").unwrap();
+    let mut heard = [0; 5];
+    old.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"go on");
+    firewall(&Firewall::default()).unwrap();
+    TcpStream::connect_timeout(&address, soon).unwrap();
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use kopek_core::SiteName;
 use kopek_core::api::{CellView, InstanceView, PoolView};
+use kopek_core::{ServerId, SiteName};
 
 use super::output::{ago, names};
 use super::{Fault, Global};
@@ -99,7 +99,9 @@ pub async fn pool(global: &Global, command: PoolCommand) -> Result<()> {
 pub async fn vip(global: &Global, command: VipCommand) -> Result<()> {
     let VipCommand::Ls = command;
     let cell: CellView = global.cell()?.get("/cell").await?;
-    global.format().list(&cell.vips, &["address", "holder"], |vip| {
-        vec![vip.address.to_string(), vip.holder.as_ref().map_or("-".to_owned(), ToString::to_string)]
+    global.format().list(&cell.vips, &["address", "holder", "moves to"], |vip| {
+        let name = |server: Option<&ServerId>| server.map_or("-".to_owned(), ToString::to_string);
+        let moves_to = vip.wanted.as_ref().filter(|wanted| vip.holder.as_ref() != Some(*wanted));
+        vec![vip.address.to_string(), name(vip.holder.as_ref()), name(moves_to)]
     })
 }

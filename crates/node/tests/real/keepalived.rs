@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kopek_core::assignment::AssignedVip;
+use kopek_core::assignment::{AssignedVip, Tenure};
 use kopek_core::observed::Health;
 use kopek_node::keepalived::Keepalived;
 use tokio::sync::Mutex;
@@ -44,7 +44,7 @@ impl<'a> Announcer<'a> {
 fn vip(address: &str, priority: u8) -> AssignedVip {
     let address: IpAddr = address.parse().unwrap();
     let IpAddr::V4(v4) = address else { unreachable!() };
-    AssignedVip { address, router: v4.octets()[3], priority }
+    AssignedVip { address, router: v4.octets()[3], priority, tenure: Tenure::Stay }
 }
 
 #[test]
