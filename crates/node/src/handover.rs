@@ -122,16 +122,16 @@ impl Handovers {
         }
     }
 
-    /// What keepalived is to announce.
+    /// What keepalived is to announce: an address that was let go not at all, so that it says goodbye and the next
+    /// holder need not wait; but if nobody took it, then as the last who would.
     pub fn announced(&self, wanted: &[AssignedVip]) -> Vec<AssignedVip> {
-        let is_let_go = |vip: &IpAddr| {
-            self.by_vip.get(vip).is_some_and(|handover| matches!(handover.stage, Stage::LetGo { .. }))
+        let announce = |vip: &AssignedVip| match self.by_vip.get(&vip.address)?.stage {
+            Stage::LetGo { since } if since.elapsed() < TAKE_OVER => None,
+            Stage::LetGo { .. } => Some(AssignedVip { priority: LAST, ..vip.clone() }),
+            Stage::Emptying { .. } | Stage::Resting { .. } => Some(vip.clone()),
         };
-        let announce = |vip: &AssignedVip| {
-            let priority = if is_let_go(&vip.address) { LAST } else { vip.priority };
-            AssignedVip { priority, ..vip.clone() }
-        };
-        wanted.iter().map(announce).collect()
+        let stays = |vip: &AssignedVip| !self.by_vip.contains_key(&vip.address);
+        wanted.iter().filter_map(|vip| if stays(vip) { Some(vip.clone()) } else { announce(vip) }).collect()
     }
 
     /// When to look again.

@@ -73,8 +73,11 @@ impl Keeper {
         self.handovers.follow(wanted, &self.keepalived.held()).await;
         self.guard(wanted);
         self.handovers.advance().await;
-        let announced = self.handovers.announced(wanted);
-        if let Err(error) = self.keepalived.apply(&announced, health).await {
+        let applied = match wanted {
+            [] => self.keepalived.silence().await,
+            wanted => self.keepalived.apply(&self.handovers.announced(wanted), health),
+        };
+        if let Err(error) = applied {
             warn!(%error, "this server announces no addresses");
         }
     }

@@ -26,7 +26,12 @@ impl<'a> Announcer<'a> {
 
     fn apply(&self, vips: &[AssignedVip], edge: Health) {
         let (keepalived, vips) = (self.keepalived.clone(), vips.to_vec());
-        self.server.run(async move { keepalived.lock().await.apply(&vips, edge).await.unwrap() });
+        self.server.run(async move { keepalived.lock().await.apply(&vips, edge).unwrap() });
+    }
+
+    fn silence(&self) {
+        let keepalived = self.keepalived.clone();
+        self.server.run(async move { keepalived.lock().await.silence().await.unwrap() });
     }
 
     fn held(&self) -> Vec<IpAddr> {
@@ -83,13 +88,35 @@ fn an_address_moves_from_a_killed_server_and_from_an_ill_edge() {
     // The killed one left its address behind. Returning, with nothing to announce, it is taken off.
     let one = Announcer::on(&servers[0]);
     assert!(one.really_held(&x), "a killed keepalived cannot clean up");
-    one.apply(&[], Health::Well);
+    one.silence();
     assert!(!one.really_held(&x) && one.held().is_empty());
 
     // A new assignment is taken over by a running keepalived.
     two.apply(&[vip(Y, 200)], Health::Well);
     eventually("x is gone from two", SOON, || (two.held() == [y]).then_some(()));
-    two.apply(&[], Health::Well);
+    two.silence();
     assert_eq!(servers[1].pids(), Vec::<i32>::new());
     assert!(two.held().is_empty());
+}
+
+#[test]
+fn an_address_that_is_announced_no_more_goes_at_once_and_others_stay() {
+    const X: &str = "10.93.2.100";
+    const Y: &str = "10.93.2.101";
+    let (x, y): (IpAddr, IpAddr) = (X.parse().unwrap(), Y.parse().unwrap());
+    let mut rack = rack("m", 2);
+    let servers = [rack.server(), rack.server()];
+    let (one, two) = (Announcer::on(&servers[0]), Announcer::on(&servers[1]));
+    one.apply(&[vip(X, 254), vip(Y, 254)], Health::Well);
+    two.apply(&[vip(X, 253), vip(Y, 253)], Health::Well);
+    eventually("one has both", SOON, || (one.held() == [x, y]).then_some(()));
+    let start = Instant::now();
+    one.apply(&[vip(Y, 254)], Health::Well);
+    eventually("two took over", SOON, || two.really_held(&x).then_some(()));
+    println!("address moved in {:?}", start.elapsed());
+    assert!(!one.really_held(&x) && one.really_held(&y));
+    let start = Instant::now();
+    one.apply(&[], Health::Well);
+    eventually("two took over", SOON, || two.really_held(&y).then_some(()));
+    println!("the last address moved in {:?}", start.elapsed());
 }
