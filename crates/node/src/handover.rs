@@ -20,10 +20,11 @@ use tracing::{info, warn};
 
 use crate::edge_status;
 
-/// New visitors are kept out for so long at most.
-const ATTEMPT: Duration = Duration::from_secs(3);
+/// New visitors are kept out for so long at most: who knocks again after a second must not be kept out again, the
+/// next time would be after two more.
+const ATTEMPT: Duration = Duration::from_millis(900);
 /// And are let in for so long before the next attempt.
-const REST: Duration = Duration::from_secs(7);
+const REST: Duration = Duration::from_secs(5);
 /// Who takes longer than this for one request loses it.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A visitor whose first packet came before they were kept out has connected by then.
