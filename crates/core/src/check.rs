@@ -23,11 +23,6 @@ pub enum Violation {
         run: usize,
         max: usize,
     },
-    /// Passes with the next plan: its holder has just been declared dead, or was removed.
-    VipOnDeadServer {
-        vip: IpAddr,
-        server: ServerId,
-    },
     VipGoesWhereItIs {
         vip: IpAddr,
     },
@@ -91,7 +86,6 @@ impl Violation {
             Violation::InstanceOnDeadServer { .. }
                 | Violation::AboveMax { .. }
                 | Violation::BootstrapInService { .. }
-                | Violation::VipOnDeadServer { .. }
         )
     }
 }
@@ -134,22 +128,8 @@ pub fn check(desired: &Desired, placed: &Placed, observed: &Observed) -> Vec<Vio
         }
     }
     violations.extend(check_pool(desired, placed, observed));
-    violations.extend(check_vips(desired, placed));
-    violations
-}
-
-fn check_vips(desired: &Desired, placed: &Placed) -> Vec<Violation> {
-    let serves = |server: &ServerId| desired.servers.get(server).is_some_and(|s| s.is_serving());
-    let nobody_serves = !desired.servers.keys().any(serves);
-    let mut violations = Vec::new();
-    for (vip, at) in placed.vips.iter().filter(|(vip, _)| desired.cell.vips.contains(vip)) {
-        if !serves(&at.holder) && !nobody_serves {
-            violations.push(Violation::VipOnDeadServer { vip: *vip, server: at.holder.clone() });
-        }
-        if at.next.as_ref() == Some(&at.holder) {
-            violations.push(Violation::VipGoesWhereItIs { vip: *vip });
-        }
-    }
+    let circular = placed.vips.iter().filter(|(_, at)| at.next.as_ref() == Some(&at.holder));
+    violations.extend(circular.map(|(vip, _)| Violation::VipGoesWhereItIs { vip: *vip }));
     violations
 }
 
@@ -226,9 +206,6 @@ impl fmt::Display for Violation {
             }
             Violation::AboveMax { site, run, max } => {
                 write!(f, "{site} runs {run} times, at most {max} wanted")
-            }
-            Violation::VipOnDeadServer { vip, server } => {
-                write!(f, "{vip} is at {server}, which does not count")
             }
             Violation::VipGoesWhereItIs { vip } => write!(f, "{vip} is to move to where it is"),
             Violation::TwoOnOneServer { site, server } => write!(f, "{site} runs twice on {server}"),

@@ -314,6 +314,17 @@ fn a_vip_stays_where_it_went_when_its_first_holder_returns() {
 }
 
 #[test]
+fn who_takes_the_vip_of_a_dead_server_is_not_guessed() {
+    let mut cell = three().start();
+    cell.settle(30_000);
+    let seen = cell.controller.as_ref().unwrap().observed.clone();
+    let dead = kopek_sim::rack::server("a");
+    cell.desired.servers.get_mut(&dead).unwrap().standing = Standing::Dead;
+    let plan = kopek_core::plan::plan(&cell.desired, &cell.placed, &seen, cell.now);
+    assert!(!plan.steps.iter().any(|step| step.to_string().starts_with("10.0.1.1")), "{:#?}", plan.steps);
+}
+
+#[test]
 fn a_vip_leaves_a_draining_server_on_purpose_and_a_last_server_keeps_it() {
     let mut cell = three().start();
     cell.settle(30_000);

@@ -48,21 +48,20 @@ fn keep_vip(draft: &mut Draft, vip: IpAddr, placed: PlacedVip) {
     let PlacedVip { holder, next, since } = placed;
     let is_new = draft.now.millis_since(since) < TAKE_OVER_MS;
     let standing = draft.state.standing(&holder);
-    if let Some(lost) = lost(&holder, standing) {
-        let heir = seen_at(draft, vip).filter(|seen| *seen != holder);
-        if let Some(server) = heir.or(next.filter(|next| takes(draft, next))).or_else(|| best(draft, None)) {
-            draft.act(Action::SetVip { vip, server }, lost);
-        }
-        return;
-    }
+    let lost = lost(&holder, standing);
     if let Some(server) = seen_at(draft, vip).filter(|seen| *seen != holder)
-        && (!is_new || next.as_ref() == Some(&server))
+        && (lost.is_some() || !is_new || next.as_ref() == Some(&server))
     {
-        let reason = match next {
-            Some(next) if next == server => format!("{holder} has let it go"),
-            _ => format!("it left {holder} by itself"),
+        let reason = match (lost, next) {
+            (Some(lost), _) => lost,
+            (None, Some(next)) if next == server => format!("{holder} has let it go"),
+            (None, _) => format!("it left {holder} by itself"),
         };
         draft.act(Action::SetVip { vip, server }, reason);
+        return;
+    }
+    // keepalived chooses who takes it; who was guessed here would take it away from there again.
+    if lost.is_some() {
         return;
     }
     match next {
