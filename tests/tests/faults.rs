@@ -74,14 +74,19 @@ async fn a_killed_server_with_the_active_controller_moves_control(rack: &Rack) -
     let address = rack.server(&active).await?.address;
     let place = probe::away_from(rack, &[&active]).await?;
     rack.run(&["site", "scale", SITE, "--min", "2", "--wait"]).await?;
-    let visitors = Visitors::stream(&place, PER_SECOND, STILL);
-    let killed = Instant::now();
     // As on a server whose admin's folder was made when the cell was founded: with that server only.
     let controls = rack.dir().join("admin/controls.json");
     let all: Vec<SocketAddr> = serde_json::from_str(&fs::read_to_string(&controls)?)?;
     let one = all.iter().find(|control| control.ip() == address).context("it has no such address")?;
     fs::write(&controls, serde_json::to_string(&[one])?)?;
     rack.servers().await?;
+    let events = Following::begin(rack, &["--json", "events", "--follow"])?;
+    until("the events so far", LIMIT, || async { Ok((!events.lines().is_empty()).then_some(())) }).await?;
+    let visitors = Visitors::stream(&place, PER_SECOND, STILL);
+    // Whoever follows the events has asked by then, and waits for an answer that never comes.
+    signal(&rack.processes(&active, "run control").await?, Signal::SIGSTOP)?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let killed = Instant::now();
     rack.dev("kill", &[&active]).await?;
     until("another active controller", LIMIT, || async {
         Ok((rack.cell().await?.active.as_str() != active).then_some(()))
@@ -93,7 +98,25 @@ async fn a_killed_server_with_the_active_controller_moves_control(rack: &Rack) -
     println!("control moved after {:.2} s", moved.as_secs_f64());
     rack.dev("power-on", &[&active]).await?;
     rack.whole().await?;
+    shows_each_event_once(rack, &events).await?;
     rack.run(&["site", "scale", SITE, "--min", "1", "--wait"]).await.map(drop)
+}
+
+/// Also those from before and after control moved.
+async fn shows_each_event_once(rack: &Rack, following: &Following) -> Result<()> {
+    let all = rack.run(&["--json", "events"]).await?;
+    let all: Vec<&str> = all.lines().collect();
+    ensure!(all.iter().any(|event| event.contains("server declared dead")), "no move is told of: {all:#?}");
+    until("every event to be shown", LIMIT, || async {
+        let shown = following.lines();
+        let missing: Vec<_> = all.iter().filter(|event| !shown.iter().any(|line| line == **event)).collect();
+        ensure!(missing.is_empty(), "not shown: {missing:#?}; stderr: {:?}", following.said());
+        Ok(Some(()))
+    })
+    .await?;
+    let shown = following.lines();
+    ensure!(shown[..all.len()] == all[..], "in another order, or twice: {shown:#?}");
+    Ok(())
 }
 
 async fn visitors_wait_for_two_elsewhere(rack: &Rack, lost: &str) -> Result<()> {
