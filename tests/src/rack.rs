@@ -133,7 +133,8 @@ impl Rack {
         self.dev("exec", &[&[server, "--"], words].concat()).await
     }
 
-    fn command(&self, words: &[&str]) -> Command {
+    /// `kopek WORDS`, not begun yet.
+    pub fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.kopek);
         command.args(words).env("KOPEK_CELL", self.dir.join("admin")).stdin(Stdio::null()).kill_on_drop(true);
         command

@@ -3,10 +3,12 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use kopek_core::api::ServerView;
+use kopek_tests::following::Following;
 use kopek_tests::http::{Browser, Place};
 use kopek_tests::probe::{self, SITE, SLOW, STILL};
 use kopek_tests::rack::Rack;
@@ -15,9 +17,6 @@ use kopek_tests::visitors::Visitors;
 use kopek_tests::wait::until;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
-use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const PER_SECOND: u32 = 20;
@@ -76,14 +75,19 @@ async fn a_killed_server_with_the_active_controller_moves_control(rack: &Rack) -
     let address = rack.server(&active).await?.address;
     let place = probe::away_from(rack, &[&active]).await?;
     rack.run(&["site", "scale", SITE, "--min", "2", "--wait"]).await?;
-    let visitors = Visitors::stream(&place, PER_SECOND, STILL);
-    let killed = Instant::now();
     // As on a server whose admin's folder was made when the cell was founded: with that server only.
     let controls = rack.dir().join("admin/controls.json");
     let all: Vec<SocketAddr> = serde_json::from_str(&fs::read_to_string(&controls)?)?;
     let one = all.iter().find(|control| control.ip() == address).context("it has no such address")?;
     fs::write(&controls, serde_json::to_string(&[one])?)?;
     rack.servers().await?;
+    let events = Following::begin(rack, &["--json", "events", "--follow"])?;
+    until("the events so far", LIMIT, || async { Ok((!events.lines().is_empty()).then_some(())) }).await?;
+    let visitors = Visitors::stream(&place, PER_SECOND, STILL);
+    // Whoever follows the events has asked by then, and waits for an answer that never comes.
+    signal(&rack.processes(&active, "run control").await?, Signal::SIGSTOP)?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let killed = Instant::now();
     rack.dev("kill", &[&active]).await?;
     until("another active controller", LIMIT, || async {
         Ok((rack.cell().await?.active.as_str() != active).then_some(()))
@@ -94,6 +98,7 @@ async fn a_killed_server_with_the_active_controller_moves_control(rack: &Rack) -
     visitors.leave().await.all_served(killed)?;
     println!("control moved after {:.2} s", moved.as_secs_f64());
     returns_and_takes_nothing_away(rack, &active).await?;
+    shows_each_event_once(rack, &events).await?;
     rack.run(&["site", "scale", SITE, "--min", "1", "--wait"]).await.map(drop)
 }
 
@@ -108,6 +113,23 @@ async fn returns_and_takes_nothing_away(rack: &Rack, server: &str) -> Result<()>
     for stream in streams {
         stream.leave().await.all_served(began)?;
     }
+    Ok(())
+}
+
+/// Also those from before and after control moved.
+async fn shows_each_event_once(rack: &Rack, following: &Following) -> Result<()> {
+    let all = rack.run(&["--json", "events"]).await?;
+    let all: Vec<&str> = all.lines().collect();
+    ensure!(all.iter().any(|event| event.contains("server declared dead")), "no move is told of: {all:#?}");
+    until("every event to be shown", LIMIT, || async {
+        let shown = following.lines();
+        let missing: Vec<_> = all.iter().filter(|event| !shown.iter().any(|line| line == **event)).collect();
+        ensure!(missing.is_empty(), "not shown: {missing:#?}; stderr: {:?}", following.said());
+        Ok(Some(()))
+    })
+    .await?;
+    let shown = following.lines();
+    ensure!(shown[..all.len()] == all[..], "in another order, or twice: {shown:#?}");
     Ok(())
 }
 
@@ -232,33 +254,51 @@ async fn a_command_runs_inside_and_the_logs_tell_of_visits(rack: &Rack) -> Resul
 async fn the_logs_of_other_servers_go_on_when_one_is_cut(rack: &Rack) -> Result<()> {
     let active = rack.cell().await?.active.to_string();
     let servers = rack.servers().await?;
-    let cut = servers.iter().map(|server| server.name.as_str()).find(|name| *name != active);
-    let cut = cut.context("the rack has one server")?;
-    let place = probe::away_from(rack, &[cut]).await?;
-    Browser::new(&place).page("/still.php?for=the-others").await?;
-    let mut following = Command::new(rack.kopek());
-    following
-        .env("KOPEK_CELL", rack.dir().join("admin"))
-        .args(["site", "logs", SITE, "--access", "--follow"]);
-    following.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let mut following = following.spawn()?;
-    let mut out = BufReader::new(following.stdout.take().context("no stdout")?).lines();
-    let mut err = BufReader::new(following.stderr.take().context("no stderr")?).lines();
+    let (cut, other) =
+        match &servers.iter().filter(|server| server.name.as_str() != active).collect::<Vec<_>>()[..] {
+            [cut, other, ..] => (*cut, *other),
+            few => bail!("only {} servers do not lead", few.len()),
+        };
+    let following = Following::begin(rack, &["site", "logs", SITE, "--access", "--follow"])?;
+    // Also one that begins when the server is dead.
+    let mut late = None;
     let told = async {
-        rack.dev("cut", &[cut]).await?;
-        let told = timeout(LIMIT, err.next_line()).await??.context("the command ended")?;
-        ensure!(told.contains(&format!("server {cut}")), "it says {told:?}");
-        Browser::new(&place).page("/still.php?for=those-who-go-on").await?;
-        loop {
-            let line = timeout(LIMIT, out.next_line()).await??.context("the logs ended")?;
-            if line.contains("for=those-who-go-on") {
-                return Ok(());
-            }
-        }
+        visit_until_logged(&following, cut, "it-is-followed").await?;
+        rack.dev("cut", &[cut.name.as_str()]).await?;
+        following.says(&format!("the lines of server {} are missing", cut.name)).await?;
+        visit_until_logged(&following, other, "those-who-go-on").await?;
+        until("the server to be dead", LIMIT, || async {
+            Ok((rack.server(cut.name.as_str()).await?.state == "dead").then_some(()))
+        })
+        .await?;
+        let late = late.insert(Following::begin(rack, &["site", "logs", SITE, "--access", "--follow"])?);
+        late.says(&format!("the lines of server {} are missing: it is dead", cut.name)).await
     };
     let told = told.await;
-    rack.dev("heal", &[cut]).await?;
-    told
+    rack.dev("heal", &[cut.name.as_str()]).await?;
+    told?;
+    for following in [&following, late.as_ref().context("it was begun")?] {
+        following.says(&format!("the lines of server {} come again", cut.name)).await?;
+    }
+    visit_until_logged(&following, cut, "it-is-back").await?;
+    let lines = following.lines();
+    let followed = lines.iter().filter(|line| line.contains("/still.php?for=it-is-followed-0 "));
+    ensure!(followed.count() == 1, "what was shown before the cut is shown again: {lines:#?}");
+    Ok(())
+}
+
+/// Visits that server's edge, again and again, until one visit shows.
+async fn visit_until_logged(following: &Following, server: &ServerView, what: &str) -> Result<()> {
+    let place = probe::at(server.address);
+    let visits = AtomicUsize::new(0);
+    until(&format!("a visit of {} in the log", server.name), LIMIT, || async {
+        let nth = visits.fetch_add(1, Ordering::Relaxed);
+        Browser::new(&place).page(&format!("/still.php?for={what}-{nth}")).await?;
+        let begin = format!("{}: ", server.name);
+        let its = |line: &String| line.starts_with(&begin) && line.contains(&format!("for={what}-"));
+        Ok(following.lines().iter().any(its).then_some(()))
+    })
+    .await
 }
 
 async fn a_deploy_brings_files_and_keeps_uploads(rack: &Rack) -> Result<()> {

@@ -11,6 +11,9 @@ use crate::event::Event;
 use crate::id::{Digest, Domain, ImageName, InstanceId, ServerId, SiteName};
 use crate::units::{Bytes, Load, Moment};
 
+/// With a log: the number of bytes at the answer's beginning that were written before it was asked for.
+pub const LOG_TAIL_HEADER: &str = "kopek-log-tail";
+
 /// The body of every answer that is not 2xx.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {

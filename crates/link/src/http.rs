@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full, Limited};
+use http_body_util::{BodyExt, Empty, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode, Uri};
@@ -45,6 +45,9 @@ pub enum ApiError {
     /// one.
     #[error("{message}")]
     Answered { address: SocketAddr, status: StatusCode, message: String, active: Option<SocketAddr> },
+    /// After the request, or a part of it, was sent.
+    #[error("the connection to {address} broke: {why}")]
+    Broken { address: SocketAddr, why: String },
     #[error("{address} gave an answer that is not understood: {why}")]
     Garbled { address: SocketAddr, why: String },
 }
@@ -183,7 +186,10 @@ fn request(
 async fn collect(address: SocketAddr, body: Incoming) -> Result<Bytes, ApiError> {
     match Limited::new(body, ANSWER_MAX).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) => Err(ApiError::Garbled { address, why: error.to_string() }),
+        Err(error) if error.is::<LengthLimitError>() => {
+            Err(ApiError::Garbled { address, why: error.to_string() })
+        }
+        Err(error) => Err(ApiError::Broken { address, why: innermost(error.as_ref()) }),
     }
 }
 
@@ -197,18 +203,22 @@ fn words_in(status: StatusCode, bytes: &[u8]) -> (String, Option<SocketAddr>) {
     (if text.is_empty() { status.to_string() } else { text }, active)
 }
 
-/// The innermost cause says what happened; the layers above only say that something did.
 fn explain(address: SocketAddr, error: &hyper_util::client::legacy::Error) -> ApiError {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    let why = innermost.to_string();
+    let why = innermost(error);
     if error.is_connect() {
         ApiError::Unreachable { address, why }
     } else {
-        ApiError::Garbled { address, why }
+        ApiError::Broken { address, why }
     }
+}
+
+/// The innermost cause says what happened; the layers above only say that something did.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
 }
 
 /// Connects to the address in the URI; there are no names to look up in a cell.

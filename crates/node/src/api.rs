@@ -18,7 +18,7 @@ use axum::{Json, Router};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
-use kopek_core::api::{DumpFault, ExecLine, ExecRequest, Refusal};
+use kopek_core::api::{DumpFault, ExecLine, ExecRequest, LOG_TAIL_HEADER, Refusal};
 use kopek_core::assignment::{AssignedDatabase, Assignment};
 use kopek_core::config::{Dirs, ServerConfig};
 use kopek_core::{InstanceId, SiteName};
@@ -204,8 +204,9 @@ async fn logs(
         Ok(tail) => tail,
         Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error),
     };
+    let head = [(LOG_TAIL_HEADER, tail.len().to_string())];
     if !query.follow {
-        return Body::from(tail).into_response();
+        return (head, Body::from(tail)).into_response();
     }
     let first = futures::stream::once(async move { Ok(Bytes::from(tail)) });
     let rest = futures::stream::unfold((file, path), |(mut file, path)| async move {
@@ -228,7 +229,7 @@ async fn logs(
             }
         }
     });
-    Body::from_stream(first.chain(rest)).into_response()
+    (head, Body::from_stream(first.chain(rest))).into_response()
 }
 
 /// The log from its start, if it was cut short or replaced since (see site_logs.rs).
@@ -239,17 +240,19 @@ fn rotated(file: &mut std::fs::File, path: &std::path::Path) -> Option<std::fs::
     if same && !is_cut { None } else { std::fs::File::open(path).ok() }
 }
 
-/// The last `lines` lines; leaves the file at its end.
+/// The last `lines` lines, or as many as `LOG_BYTES_MAX` holds; leaves the file at its end.
 fn read_tail(file: &mut std::fs::File, lines: usize) -> std::io::Result<Vec<u8>> {
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_MAX)))?;
+    let before = file.metadata()?.len().saturating_sub(LOG_BYTES_MAX);
+    file.seek(SeekFrom::Start(before))?;
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
     let ends: Vec<usize> =
         text.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at).collect();
     let from = match ends.len().checked_sub(lines + 1) {
-        Some(before) => ends[before] + 1,
-        None => 0,
+        Some(last) => ends[last] + 1,
+        None if before == 0 => 0,
+        // Not the rest of a line.
+        None => ends.first().map_or(text.len(), |end| end + 1),
     };
     Ok(text.split_off(from))
 }
@@ -331,5 +334,11 @@ mod tests {
         assert_eq!(tail("a\nb\nc\n", 9), "a\nb\nc\n");
         assert_eq!(tail("a\nb\nc\n", 0), "");
         assert_eq!(tail("", 3), "");
+    }
+
+    #[test]
+    fn a_tail_that_is_too_long_begins_with_a_whole_line() {
+        let half = "x".repeat(LOG_BYTES_MAX as usize / 2);
+        assert_eq!(tail(&format!("{half}\n{half}\nb\n"), 9), format!("{half}\nb\n"));
     }
 }

@@ -9,7 +9,7 @@ use kopek_store::Location;
 
 use super::servers::member_name;
 use super::{Acting, Refused};
-use crate::store_move;
+use crate::store_move::{self, MoveError};
 
 pub async fn show(Acting(active): Acting) -> Json<CellView> {
     let view = active.view();
@@ -93,8 +93,8 @@ pub async fn migrate(Acting(active): Acting, Json(wanted): Json<MigrateStore>) -
     let moving = tokio::spawn(async move {
         let _editing = active.editing.lock().await;
         match wanted.to.as_str() {
-            "etcd" => store_move::to_etcd(&active).await.map_err(Refused::conflict),
-            "embedded" => store_move::to_embedded(&active).await.map_err(Refused::conflict),
+            "etcd" => store_move::to_etcd(&active).await.map_err(not_moved),
+            "embedded" => store_move::to_embedded(&active).await.map_err(not_moved),
             other => {
                 let error = format!("there is no store {other:?}; use `--to etcd` or `--to embedded`");
                 Err(Refused::unusable(error))
@@ -103,4 +103,11 @@ pub async fn migrate(Acting(active): Acting, Json(wanted): Json<MigrateStore>) -
     });
     moving.await.map_err(Refused::unavailable)??;
     Ok(Json(()))
+}
+
+fn not_moved(error: MoveError) -> Refused {
+    match error {
+        MoveError::Deposed => Refused::overtaken(error),
+        other => Refused::conflict(other),
+    }
 }

@@ -2,6 +2,7 @@
 //! certificate everything, servers their own report, the rest only `/join` with a token. A controller on
 //! standby answers 421 and names the active one.
 
+mod afresh;
 mod cell;
 #[cfg(test)]
 mod desk;
@@ -16,13 +17,14 @@ mod sites;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use afresh::decide_afresh;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, Request, State};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use kopek_core::api::Refusal;
 use kopek_link::identity::Peer;
 use kopek_store::{Commit, StoreError};
@@ -56,6 +58,7 @@ pub fn router(office: Arc<Office>) -> Router {
         .route("/sites/{name}", get(sites::show).delete(site_removal::delete))
         .route("/sites/{name}/deploy", post(sites::deploy))
         .route("/sites/{name}/scale", post(sites::scale))
+        .layer(middleware::from_fn(decide_afresh))
         .layer(DefaultBodyLimit::max(DOCUMENT_MAX))
         .route("/trees", put(images::upload))
         .route("/sites/{name}/dump", put(site_dump::dump))
@@ -108,7 +111,8 @@ impl FromRequestParts<Arc<Office>> for Acting {
             Some(address) => format!("this controller is on standby; {address} is active"),
             None => "no controller is active yet; try again in a moment".to_owned(),
         };
-        Err(Refused { status: StatusCode::MISDIRECTED_REQUEST, refusal: Refusal { error, active } })
+        let refusal = Refusal { error, active };
+        Err(Refused { status: StatusCode::MISDIRECTED_REQUEST, refusal, overtaken: None })
     }
 }
 
@@ -117,11 +121,18 @@ impl FromRequestParts<Arc<Office>> for Acting {
 pub struct Refused {
     status: StatusCode,
     refusal: Refusal,
+    /// Nothing was written, and asked again it may be decided otherwise.
+    overtaken: Option<Overtaken>,
 }
+
+/// Marks such an answer.
+#[derive(Debug, Clone, Copy)]
+struct Overtaken;
 
 impl Refused {
     fn new(status: StatusCode, error: impl ToString) -> Refused {
-        Refused { status, refusal: Refusal { error: error.to_string(), active: None } }
+        let refusal = Refusal { error: error.to_string(), active: None };
+        Refused { status, refusal, overtaken: None }
     }
 
     #[cfg(test)]
@@ -138,6 +149,10 @@ impl Refused {
         Refused::new(StatusCode::CONFLICT, error)
     }
 
+    fn overtaken(error: impl ToString) -> Refused {
+        Refused { overtaken: Some(Overtaken), ..Refused::conflict(error) }
+    }
+
     fn unusable(error: impl ToString) -> Refused {
         Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error)
     }
@@ -149,7 +164,7 @@ impl Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        (self.status, Json(self.refusal)).into_response()
+        (self.status, self.overtaken.map(Extension), Json(self.refusal)).into_response()
     }
 }
 
@@ -159,11 +174,11 @@ impl From<StoreError> for Refused {
     }
 }
 
-/// A conflict under `editing` means that another controller took over in between.
+/// A conflict under `editing` means that the reconcile loop wrote in between, or that another controller took over.
 fn committed(commit: Commit) -> Result<(), Refused> {
     match commit {
         Commit::Done { .. } => Ok(()),
-        Commit::Conflict => Err(Refused::conflict("the cell changed in between; repeat the command")),
+        Commit::Conflict => Err(Refused::overtaken("the cell changed in between; repeat the command")),
     }
 }
 

@@ -12,9 +12,9 @@ use kopek_core::{SiteName, keys};
 use kopek_link::http::ApiError;
 use kopek_store::Op;
 
-use super::site_removal::{give_up, writer_agent};
+use super::site_removal::{give_up, not_made_anew, writer_agent};
 use super::site_view::site_view;
-use super::{Acting, Refused, committed};
+use super::{Acting, Refused};
 use crate::active::Active;
 use crate::reconcile::View;
 use crate::state::put;
@@ -58,7 +58,7 @@ pub async fn dump(
     // As it was before the import: a site that was deleted or created anew meanwhile is another one.
     let before = &view.state;
     let compares = vec![before.unchanged(&keys::site(&name)), before.unchanged(&keys::preparing(&name))];
-    committed(active.commit(compares, ops).await?)?;
+    not_made_anew(&name, active.commit(compares, ops).await?)?;
     Ok(Json(site_view(&active.view(), &site)))
 }
 

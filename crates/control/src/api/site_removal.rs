@@ -128,7 +128,17 @@ async fn forget(active: &Active, name: &SiteName) -> Result<(), Refused> {
     }
     // Created anew meanwhile, it is another site.
     let compares = [keys::site(name), keys::preparing(name)].map(|key| view.state.unchanged(&key));
-    committed(active.commit(compares.to_vec(), ops).await?)
+    not_made_anew(name, active.commit(compares.to_vec(), ops).await?)
+}
+
+/// Nobody may take the same decision about the new site unasked.
+pub fn not_made_anew(name: &SiteName, commit: Commit) -> Result<(), Refused> {
+    match commit {
+        Commit::Done { .. } => Ok(()),
+        Commit::Conflict => Err(Refused::conflict(format!(
+            "site {name} changed in between; look at it, then repeat the command"
+        ))),
+    }
 }
 
 /// Where the site's database is filled and dropped.

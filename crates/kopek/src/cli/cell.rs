@@ -25,6 +25,8 @@ use super::dev_up::admin_folder;
 
 /// One answer; control may wait for a pool or for instances to stop meanwhile.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+/// What changes nothing is answered from memory, or by one read of the store.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// Control moves in at most 3 s when its server dies; a command given then should not fail.
 const ACTIVE_LIMIT: Duration = Duration::from_secs(10);
 /// What a command can wait for beside its own work.
@@ -89,6 +91,13 @@ impl Cell {
         self.controls.lock().expect("no code panics while it holds the addresses")
     }
 
+    /// By the next call: one that was active before may be cut off, and takes seconds to be unreachable.
+    fn ask_first(&self, active: SocketAddr) {
+        let mut controls = self.controls();
+        controls.retain(|control| *control != active);
+        controls.insert(0, active);
+    }
+
     /// Once a command: every server of the cell can run control. That they cannot be noted fails nothing.
     async fn learn_controls(&self, active: SocketAddr) {
         if self.has_learnt.swap(true, Ordering::Relaxed) {
@@ -122,7 +131,8 @@ impl Cell {
         Ok(self.ask(method, path, body).await?.1)
     }
 
-    /// The active controller's address and answer. One on standby says who is active.
+    /// The active controller's address and answer. One on standby says who is active. Only what changes nothing is
+    /// asked again when it may have been worked on.
     async fn ask<B: Serialize, R: DeserializeOwned>(
         &self,
         method: Method,
@@ -130,18 +140,20 @@ impl Cell {
         body: Option<&B>,
     ) -> Result<(SocketAddr, R)> {
         let deadline = Instant::now() + ACTIVE_LIMIT;
+        let limit = if method == Method::GET { LOOK_LIMIT } else { ANSWER_LIMIT };
         loop {
             let mut last = None;
             let mut controls = self.controls().clone();
             let mut next = 0;
             while let Some(control) = controls.get(next).copied() {
                 next += 1;
-                match self.api.call(method.clone(), control, path, body, ANSWER_LIMIT).await {
+                match self.api.call(method.clone(), control, path, body, limit).await {
                     Ok(answer) => {
                         self.learn_controls(control).await;
+                        self.ask_first(control);
                         return Ok((control, answer));
                     }
-                    Err(error) if is_elsewhere(&error) => {
+                    Err(error) if is_elsewhere(&error) || (method == Method::GET && may_pass(&error)) => {
                         controls.extend(error.active().filter(|active| !controls.contains(active)));
                         last = Some(error);
                     }
@@ -213,8 +225,20 @@ fn is_elsewhere(error: &ApiError) -> bool {
     }
 }
 
+/// The controller died, hangs, or lost its store: another one may be active soon.
+fn may_pass(error: &ApiError) -> bool {
+    match error {
+        ApiError::Answered { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
+        other => matches!(other, ApiError::Broken { .. } | ApiError::TimedOut { .. }),
+    }
+}
+
 fn nobody_active(last: Option<ApiError>) -> anyhow::Error {
-    let why = last.map(|error| error.to_string()).unwrap_or_else(|| "no controller is known".to_owned());
+    let why = match last {
+        Some(error) if may_pass(&error) => return error.into(),
+        Some(error) => error.to_string(),
+        None => "no controller is known".to_owned(),
+    };
     anyhow::anyhow!(
         "no controller of the cell is active: {why}; see `kopek dev status`, or the servers' logs"
     )

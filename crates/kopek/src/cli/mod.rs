@@ -9,6 +9,7 @@ mod image;
 mod instance;
 mod output;
 mod server;
+mod shown_lines;
 mod site;
 mod site_check;
 mod site_config;
