@@ -64,7 +64,8 @@ impl Location {
     }
 
     fn write_beside(&self, path: &Path) -> std::io::Result<()> {
-        let beside = path.with_extension("json.new");
+        // This server's agent and controller write it when they follow a move, both at once.
+        let beside = path.with_extension(format!("json.new-{:016x}", rand::random::<u64>()));
         let mut file = std::fs::File::create(&beside)?;
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
         file.sync_all()?;
@@ -113,6 +114,19 @@ mod tests {
             assert_eq!(Location::read(&path).unwrap(), location);
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn an_agent_and_a_controller_may_write_it_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = location_file(folder.path());
+        let etcd = Location::Etcd { endpoints: vec!["https://10.0.0.1:2379".into()] };
+        let write_often = || (0..100).try_for_each(|_| etcd.write(&path));
+        std::thread::scope(|scope| {
+            let both = [scope.spawn(write_often), scope.spawn(write_often)];
+            both.into_iter().for_each(|writing| writing.join().unwrap().unwrap());
+        });
+        assert_eq!(Location::read(&path).unwrap(), etcd);
     }
 
     #[test]
