@@ -314,6 +314,24 @@ fn a_vip_stays_where_it_went_when_its_first_holder_returns() {
 }
 
 #[test]
+fn a_server_that_has_just_joined_may_take_its_time_to_start() {
+    let mut cell = three().start();
+    cell.settle(30_000);
+    let mut seen = cell.controller.as_ref().unwrap().observed.clone();
+    let new = kopek_sim::rack::server("c");
+    seen.servers.remove(&new);
+    seen.refused.insert(new.clone(), Moment(cell.now.0 - 500));
+    let deaths = |cell: &Cell| {
+        let plan = kopek_core::plan::plan(&cell.desired, &cell.placed, &seen, cell.now);
+        plan.steps.iter().filter(|step| step.to_string().starts_with("declare c dead")).count()
+    };
+    cell.desired.servers.get_mut(&new).unwrap().joined = Moment(cell.now.0 - 1_000);
+    assert_eq!(deaths(&cell), 0, "it is still being started");
+    cell.desired.servers.get_mut(&new).unwrap().joined = Moment(cell.now.0 - 3_000);
+    assert_eq!(deaths(&cell), 1, "it was there when another controller was active");
+}
+
+#[test]
 fn who_takes_the_vip_of_a_dead_server_is_not_guessed() {
     let mut cell = three().start();
     cell.settle(30_000);

@@ -3,6 +3,7 @@
 use crate::desired::{Site, Standing};
 use crate::id::ServerId;
 use crate::observed::{MemberState, Report};
+use crate::units::Moment;
 
 use super::step::{Action, Subject};
 use super::{Draft, seconds};
@@ -61,8 +62,12 @@ fn declare_dead(draft: &mut Draft) {
     }
 }
 
+/// A server that has just joined refuses too: its processes are still to be started.
 fn refuses(draft: &Draft, server: &ServerId) -> bool {
-    let since = draft.observed.refused.get(server);
+    let joined = draft.state.servers.get(server).map_or(Moment(0), |server| server.joined);
+    let has_begun = draft.observed.servers.contains_key(server)
+        || draft.now.millis_since(joined) > draft.desired.cell.silence_ms;
+    let since = draft.observed.refused.get(server).filter(|_| has_begun);
     since.is_some_and(|since| draft.now.millis_since(*since) >= REFUSED_MS)
 }
 
