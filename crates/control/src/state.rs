@@ -178,4 +178,24 @@ mod tests {
         state.take(&Change::Deleted { key: keys::STORE_MEMBERS.to_owned(), revision: 2 });
         assert_eq!(state.store_members, StoreMembers::default());
     }
+
+    #[test]
+    fn what_the_watch_tells_late_does_not_undo_what_was_written_since() {
+        let server = ServerId::parse("s1").expect("a name");
+        let members = StoreMembers {
+            cluster: "second".to_owned(),
+            members: [(server, Ipv4Addr::LOCALHOST.into())].into(),
+        };
+        let mut state = CellState::default();
+        state.wrote(&[put(keys::STORE_MEMBERS.to_owned(), &members)], 5);
+        let earlier = Op::Put { key: keys::STORE_MEMBERS.to_owned(), value: b"{}".to_vec(), lease: None };
+        assert_ne!(put(keys::STORE_MEMBERS.to_owned(), &members), earlier);
+        let key = keys::STORE_MEMBERS.to_owned();
+        let value = serde_json::to_vec(&StoreMembers::default()).expect("a document");
+        state.take(&Change::Put(Entry { key: key.clone(), value, revision: 3, lease: None }));
+        assert_eq!(state.store_members, members);
+        state.take(&Change::Deleted { key: key.clone(), revision: 4 });
+        assert_eq!((&state.store_members, state.revision), (&members, 5));
+        assert_eq!(state.unchanged(&key), Compare::RevisionIs { key, revision: 5 });
+    }
 }

@@ -258,11 +258,13 @@ mod tests {
     }
 
     #[test]
-    fn a_renamed_file_is_made_anew() {
+    fn a_file_grows_and_one_that_was_renamed_is_made_anew() {
         let folder = std::env::temp_dir().join(format!("kopek-access-log-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let mut files = Files { folder: folder.clone(), open: HashMap::new() };
         let site = SiteName::parse("blog").unwrap();
+        // As an edge before this one left it.
+        std::fs::write(folder.join("blog.log"), "zero\n").unwrap();
         let mut append = |text: &str| {
             files.append(&Batch { site: site.clone(), lines: text.as_bytes().to_vec() }).unwrap();
         };
@@ -271,7 +273,7 @@ mod tests {
         std::fs::rename(folder.join("blog.log"), folder.join("blog.log.1")).unwrap();
         append("three\n");
         let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
-        assert_eq!((read("blog.log.1").as_str(), read("blog.log").as_str()), ("one\ntwo\n", "three\n"));
+        assert_eq!((read("blog.log.1").as_str(), read("blog.log").as_str()), ("zero\none\ntwo\n", "three\n"));
         std::fs::remove_dir_all(folder).unwrap();
     }
 }

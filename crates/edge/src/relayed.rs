@@ -101,3 +101,19 @@ fn promised_keep(headers: &HeaderMap) -> Option<Duration> {
     let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
     seconds.parse().ok().map(Duration::from_secs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_apache_says_how_long_it_keeps_a_connection() {
+        let promised = |text: &'static str| {
+            promised_keep(&[("keep-alive".parse().unwrap(), text.parse().unwrap())].into_iter().collect())
+        };
+        assert_eq!(promised("timeout=5, max=100"), Some(Duration::from_secs(5)));
+        assert_eq!(promised("max=100,timeout=2"), Some(Duration::from_secs(2)));
+        assert_eq!(promised("max=100"), None);
+        assert_eq!(promised_keep(&HeaderMap::new()), None);
+    }
+}

@@ -164,8 +164,9 @@ mod tests {
             backend.health.failed(Uptime(1));
         }
         let second = RoutingTable::build(&part(&[("blog.1", "s1"), ("blog.2", "s2")]), Some(&first), 1);
-        let failures: Vec<u32> =
-            second.site("blog.org").unwrap().backends.iter().map(|b| b.health.failures()).collect();
+        let [first, second] = [first, second].map(|table| table.site("blog.org").unwrap().clone());
+        let failures: Vec<u32> = second.backends.iter().map(|backend| backend.health.failures()).collect();
         assert_eq!(failures, [1, 0]);
+        assert!(Arc::ptr_eq(&first.room, &second.room) && Arc::ptr_eq(&first.counters, &second.counters));
     }
 }

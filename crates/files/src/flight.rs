@@ -126,6 +126,8 @@ mod tests {
         let watching = tokio::spawn(async move { watched.watch().await });
         let count = || flights.counts()[&instance];
         assert_eq!(count(), 0);
+        // It speaks unasked.
+        flight.response_bytes();
 
         flight.request_bytes();
         advance(SILENCE * 100).await;
@@ -145,6 +147,11 @@ mod tests {
         flight.request_bytes();
         tokio::time::sleep(SILENCE * 2).await;
         assert_eq!(count(), 1, "the next request on the same connection is not over");
+        let other = flights.board(&instance);
+        other.request_bytes();
+        assert_eq!(count(), 2);
+        drop(other);
+        assert_eq!(count(), 1, "its connection was closed");
         watching.abort();
         drop(watching.await);
         drop(flight);

@@ -123,6 +123,8 @@ impl Shelf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kopek_core::assignment::AssignedVolume;
+    use kopek_core::{ServerId, SiteName};
     use std::fs::{File, FileTimes};
 
     fn digest(c: &str) -> Digest {
@@ -157,6 +159,35 @@ mod tests {
         assert!(old.exists());
         shelf.sweep(&wanted, start + UNNEEDED_FOR, clock).unwrap();
         assert_eq!([old.exists(), young.exists(), needed.exists()], [false, true, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_goes_before_the_store_has_confirmed_the_part_and_never_what_it_needs() {
+        let folder = tempfile::tempdir().unwrap();
+        let dirs = dirs(&folder);
+        let put = |path: PathBuf| {
+            let file = File::create(&path).unwrap();
+            file.set_times(FileTimes::new().set_modified(SystemTime::now() - YOUNG_FOR * 2)).unwrap();
+            path
+        };
+        let [unneeded, of_image, of_volume] = ["a", "b", "c"].map(|c| put(dirs.packed_tree(&digest(c))));
+        let unfinished = put(dirs.state.join("trees").join(format!("{UNFINISHED}1")));
+        let volume = AssignedVolume { tree: digest("c"), number: 1 };
+        let (parts, part) = watch::channel(Some(FilesPart {
+            server: ServerId::parse("s1").unwrap(),
+            confirmed: None,
+            images: vec![digest("b")],
+            volumes: BTreeMap::from([(SiteName::parse("blog").unwrap(), volume)]),
+            peers: BTreeMap::new(),
+            gates: BTreeMap::new(),
+        }));
+        let sweeping = tokio::spawn(sweep(dirs, part));
+        tokio::time::sleep(UNNEEDED_FOR * 3).await;
+        assert!(unneeded.exists() && !unfinished.exists());
+        parts.send_modify(|part| part.as_mut().unwrap().confirmed = Some(1));
+        tokio::time::sleep(UNNEEDED_FOR + SWEEP_EVERY * 3).await;
+        assert_eq!([unneeded.exists(), of_image.exists(), of_volume.exists()], [false, true, true]);
+        sweeping.abort();
     }
 
     #[test]

@@ -87,7 +87,8 @@ mod tests {
         // The listener above is gone: at least one attempt is refused before the next one listens.
         tokio::time::sleep(Duration::from_millis(30)).await;
         let listener = TcpListener::bind(address).await.unwrap();
-        let (mut stream, _) = listener.accept().await.unwrap();
+        let next = tokio::time::timeout(Duration::from_secs(10), listener.accept());
+        let (mut stream, _) = next.await.expect("another attempt").unwrap();
         stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n").await.unwrap();
         probed.await.unwrap().unwrap();
     }

@@ -316,3 +316,24 @@ fn leader_address(store: Arc<dyn Store>) -> watch::Receiver<Option<SocketAddr>> 
     });
     address
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_on_servers_that_are_nobodys_peers_are_dead_but_not_ones_own() {
+        let [s1, s2, s3] = ["s1", "s2", "s3"].map(|name| ServerId::parse(name).unwrap());
+        let address: IpAddr = "10.0.0.1".parse().unwrap();
+        let group = [&s1, &s2, &s3].map(|server| (server.clone(), address)).into();
+        let member = AssignedMember { group, start: Start::Join, databases: Default::default() };
+        let mut assignment = Assignment {
+            member: Some(member),
+            peers: [(s2, SocketAddr::new(address, AGENT_PORT))].into(),
+            ..feed::nothing_for(&s1)
+        };
+        assert_eq!(dead_members(&assignment), BTreeSet::from([s3]));
+        assignment.member = None;
+        assert!(dead_members(&assignment).is_empty());
+    }
+}

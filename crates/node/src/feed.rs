@@ -136,7 +136,7 @@ pub fn follow(
 }
 
 /// The assignment of a server that the cell does not know.
-fn nothing_for(me: &ServerId) -> Assignment {
+pub(crate) fn nothing_for(me: &ServerId) -> Assignment {
     Assignment {
         generation: 0,
         server: me.clone(),
@@ -230,10 +230,41 @@ fn synced(file: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use kopek_store::{Embedded, Op};
+
     use super::*;
 
+    fn me() -> ServerId {
+        ServerId::parse("s1").unwrap()
+    }
+
     fn assignment(generation: u64) -> Assignment {
-        Assignment { generation, ..nothing_for(&ServerId::parse("s1").unwrap()) }
+        Assignment { generation, ..nothing_for(&me()) }
+    }
+
+    #[tokio::test]
+    async fn the_stores_first_word_counts_more_than_the_disks_and_no_word_means_nothing_to_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(ASSIGNMENT_FILE);
+        remember(&file, &assignment(9));
+        let store = Arc::new(Embedded::open(&folder.path().join("store.redb")).unwrap());
+        let key = keys::assignment(&me());
+        let value = serde_json::to_vec(&assignment(7)).unwrap();
+        let put = Op::Put { key: key.clone(), value, lease: None };
+        store.commit(Vec::new(), vec![put]).await.unwrap();
+        let mut feed = follow(store.clone(), &me(), folder.path(), watch::Sender::new(None));
+        let generation = |feed: &Feed| feed.assignment.borrow().as_ref().map(|known| known.generation);
+        assert_eq!((generation(&feed), *feed.confirmed.borrow()), (Some(9), None), "from the disk");
+        for expected in [7, 0] {
+            let confirmed = feed.confirmed.wait_for(|confirmed| *confirmed == Some(expected));
+            tokio::time::timeout(Duration::from_secs(10), confirmed)
+                .await
+                .expect("the store's word")
+                .unwrap();
+            assert_eq!(generation(&feed), Some(expected));
+            assert_eq!(recall(folder.path(), ASSIGNMENT_FILE), Some(assignment(expected)));
+            store.commit(Vec::new(), vec![Op::Delete { key: key.clone() }]).await.unwrap();
+        }
     }
 
     #[test]

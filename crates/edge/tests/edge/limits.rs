@@ -23,7 +23,8 @@ async fn raw(rig: &Rig, request: &str) -> String {
     let mut stream = rig.connect().await;
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut response = String::new();
-    stream.read_to_string(&mut response).await.unwrap();
+    let read = stream.read_to_string(&mut response);
+    tokio::time::timeout(Duration::from_secs(10), read).await.expect("an end in time").unwrap();
     response
 }
 
@@ -94,9 +95,11 @@ async fn requests_under_way_end_before_the_edge_does() {
     let refused = async || TcpStream::connect(("127.0.0.1", port)).await.is_err();
     eventually("no new connections are taken", refused).await;
     origin.release();
+    let released = Instant::now();
     let mut response = String::new();
     stream.read_to_string(&mut response).await.unwrap();
     assert!(response.starts_with("HTTP/1.1 200 ") && response.ends_with("\r\n\r\na"), "{response}");
+    assert!(released.elapsed() < limits().stop, "the connection was kept until it was cut");
     rig.ended().await.unwrap();
     let log = std::fs::read_to_string(rig.access_log("blog")).unwrap();
     assert!(log.contains("\"GET /wait HTTP/1.1\" 200 1 "), "{log}");

@@ -179,6 +179,8 @@ async fn after_a_change_of_protocol_bytes_flow_both_ways() {
     assert_eq!(rig.counter("in_flight").await, 1);
     drop(stream);
     eventually("it is not in flight any more", async || rig.counter("in_flight").await == 0).await;
+    let of_instance = async || rig.counters().await["sites"]["blog"]["instances"]["blog.1"]["in_flight"] == 0;
+    eventually("nor at its instance", of_instance).await;
 }
 
 #[tokio::test]

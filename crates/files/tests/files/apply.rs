@@ -1,8 +1,8 @@
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, fchown, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kopek_core::Digest;
 use kopek_files::{Applied, UnpackError, applied_tree, apply_volume};
@@ -32,6 +32,22 @@ fn a_deploy_keeps_uploads_and_removes_what_vanished() {
     assert!(!live.join("old").exists(), "its folder was the deployment's and is empty");
     assert!(!live.join("lib/b.php").exists());
     assert!(!volume.join("incoming").exists());
+}
+
+#[test]
+fn a_file_that_stays_gets_its_owner_mode_and_time_again() {
+    let shelf = temp();
+    let volume = shelf.path().join("volume");
+    let one = tree(shelf.path(), &[("index.php", "1")]);
+    apply_volume(&one.path, &one.digest, &volume).unwrap();
+    let (live, before) = (volume.join("tree"), listing(&volume));
+    let file = fs::File::open(live.join("index.php")).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    fchown(&file, Some(0), Some(0)).unwrap();
+    set_mode(&live.join("index.php"), 0o600);
+    assert_eq!(apply_volume(&one.path, &one.digest, &volume).unwrap(), Applied::default());
+    assert_eq!(listing(&volume), before);
+    assert_eq!(live.join("index.php").metadata().unwrap().uid(), 33);
 }
 
 #[test]
@@ -107,6 +123,9 @@ fn a_damaged_packed_tree_changes_nothing() {
     assert!(!volume.join("tree").exists());
     apply_volume(&one.path, &one.digest, &volume).unwrap();
     let before = listing(&volume);
+    // Sound, but another tree than the one that is wanted.
+    let error = apply_volume(&two.path, &one.digest, &volume).unwrap_err();
+    assert!(matches!(error, UnpackError::Corrupt { .. }), "{error}");
     let mut bytes = fs::read(&two.path).unwrap();
     for at in [0, bytes.len() / 2, bytes.len() - 1] {
         bytes[at] ^= 1;

@@ -77,8 +77,11 @@ async fn complete_trees_are_found_again_after_a_restart_and_a_deploy_replaces_th
         .reports(|report| report.volumes.get(&site("blog")).is_some_and(|seen| seen.tree == two.digest))
         .await;
     assert_eq!(read(&server.dirs.volume_tree(&site("blog")), "index.php").unwrap(), "2");
-    server.wants(|part| part.volumes.clear());
-    server.reports(|report| report.volumes.is_empty()).await;
+    server.wants(|part| {
+        part.volumes.clear();
+        part.images.clear();
+    });
+    server.reports(|report| report.volumes.is_empty() && report.images.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,8 +90,11 @@ async fn a_later_site_of_the_same_name_finds_no_file_of_the_earlier_one() {
     let mut server = cell.server("s1").await;
     let tree = tree(&server.trees(), &[("index.php", "1")]);
     let live = server.dirs.volume_tree(&site("blog"));
+    let half = live.parent().unwrap().with_file_name(".gone-blog");
+    fill(&half, &[("tree/x", "of a removal that was interrupted")]);
     server.wants(|part| drop(part.volumes.insert(site("blog"), volume(&tree, 1))));
     server.reports(|report| report.volumes.contains_key(&site("blog"))).await;
+    assert!(!half.exists());
     fill(&live, &[("uploads/secret.jpg", "theirs")]);
     // Deleted and created again so quickly that no part without it was seen.
     server.wants(|part| drop(part.volumes.insert(site("blog"), volume(&tree, 2))));

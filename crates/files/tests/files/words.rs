@@ -173,7 +173,8 @@ pub struct Server {
     pub identity: Identity,
     pub agent: Parts,
     pub part: FilesPart,
-    process: Option<tokio::task::JoinHandle<()>>,
+    /// Of its own, so that nothing of the process outlives it.
+    process: Option<tokio::runtime::Runtime>,
 }
 
 impl Server {
@@ -182,16 +183,16 @@ impl Server {
             format!("name = \"{}\"\naddress = \"{}\"\ninterface = \"lo\"\n", self.part.server, self.address);
         let config = ServerConfig::parse(&text, Path::new("kopek.toml")).unwrap();
         let (dirs, identity) = (self.dirs.clone(), self.identity.clone());
-        self.process = Some(tokio::spawn(async move {
-            kopek_files::run(dirs, config, identity).await.unwrap();
-        }));
+        let process = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        process.spawn(async move { kopek_files::run(dirs, config, identity).await.unwrap() });
+        self.process = Some(process);
         self.agent.connected("files").wait_for(|connected| *connected).await.unwrap();
     }
 
     pub async fn stop(&mut self) {
         let process = self.process.take().unwrap();
-        process.abort();
-        drop(process.await);
+        let limit = std::time::Duration::from_secs(10);
+        tokio::task::spawn_blocking(move || process.shutdown_timeout(limit)).await.unwrap();
     }
 
     /// Hands out the part after `change`.
@@ -217,6 +218,14 @@ impl Server {
 
     pub fn trees(&self) -> PathBuf {
         self.dirs.state.join("trees")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.shutdown_background();
+        }
     }
 }
 

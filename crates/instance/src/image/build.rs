@@ -408,6 +408,7 @@ mod tests {
              deb http://a bookworm main contrib\n\
              deb [signed-by=/k arch=amd64] http://b bookworm-security main\n\
              deb http://c trixie main\n\
+             deb http://c bookwormy main\n\
              deb http://d cloud-sdk-bookworm main\n",
             "bookworm",
         );

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use kopek_core::desired::Internet;
@@ -132,6 +133,8 @@ fn it_sees_nothing_of_the_server() {
 fn even_its_root_may_not_administer_anything() {
     let server = Server::new();
     let shop = server.start(&server.spec("php8.2-apache", "shop", 3));
+    // By its mode anybody may write there; that it is mounted read-only must do.
+    std::fs::set_permissions(&shop.spec.sql_socket_dir, std::fs::Permissions::from_mode(0o777)).unwrap();
     for attempt in [
         "mount -t tmpfs none /mnt",
         "umount /run/mysqld",
@@ -145,6 +148,12 @@ fn even_its_root_may_not_administer_anything() {
     ] {
         let output = shop.exec(Who::Root, &["sh", "-c", attempt]);
         assert!(!output.status.success(), "{attempt} worked: {output:?}");
+    }
+    let status = shop.exec(Who::Root, &["cat", "/proc/self/status"]);
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    // Bits by number (linux/capability.h) of the seven that container.rs names.
+    for line in ["CapEff:\t00000000000004eb", "CapBnd:\t00000000000004eb"] {
+        assert!(status.contains(line), "{status}");
     }
     let limits = shop.exec(Who::WwwData, &["cat", "/proc/self/status"]);
     let limits = String::from_utf8_lossy(&limits.stdout).into_owned();

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kopek_instance::{InstanceSpec, Stopped, adopt, clean, connect, leftovers, start, stop};
+use kopek_instance::{InstanceSpec, Running, Stopped, adopt, clean, connect, leftovers, start, stop};
 
 use crate::support::{self, Server, cgroup_folders, launcher, run, until};
 
@@ -80,6 +80,12 @@ fn a_restarted_agent_finds_what_runs_and_cleans_what_does_not() {
     let server = Server::new();
     let shop = server.start(&server.spec("php8.2-apache", "shop", 3));
     assert_eq!(adopt(&shop.spec), Some(shop.running.clone()));
+    // Another process by now has the id.
+    let note = shop.spec.dir.join("running.json");
+    let stranger = Running { started_at: shop.running.started_at + 1, ..shop.running.clone() };
+    std::fs::write(&note, serde_json::to_vec(&stranger).unwrap()).unwrap();
+    assert_eq!(adopt(&shop.spec), None);
+    std::fs::write(&note, serde_json::to_vec(&shop.running).unwrap()).unwrap();
     assert_eq!(leftovers(shop.spec.dir.parent().unwrap()), vec![shop.spec.id.clone()]);
     run(&format!("kill -9 {}", shop.running.pid));
     until("it has ended", || adopt(&shop.spec).is_none());

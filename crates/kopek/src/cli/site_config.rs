@@ -168,8 +168,11 @@ mod tests {
 
     #[test]
     fn a_configuration_that_computes_its_database_is_not_guessed() {
-        assert_eq!(wordpress("define('DB_NAME', getenv('X'));\ndefine('DB_USER','u');\n"), None);
-        assert_eq!(wordpress("define('DB_NAME', \"$x\");"), None);
+        for name in ["getenv('X')", "\"$x\"", "PREFIX . 'n'"] {
+            let text =
+                format!("define('DB_NAME', {name});\ndefine('DB_USER','u');\ndefine('DB_PASSWORD','p');\n");
+            assert_eq!(wordpress(&text), None, "{name}");
+        }
     }
 
     fn password(literal: &str) -> Option<String> {

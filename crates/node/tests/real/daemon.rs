@@ -112,6 +112,38 @@ async fn a_log_beyond_its_bound_is_cut_and_kept_once() {
 }
 
 #[tokio::test]
+async fn a_daemon_inherits_nothing_and_takes_along_what_it_started() {
+    let (_folder, dirs) = dirs();
+    let mut program = shell("env; sleep 600 & echo started=$!; exec sleep 600");
+    program.environment = vec![("GIVEN", "1".into())];
+    let daemon = Daemon::start(&dirs, &program).unwrap();
+    let log = log_file(&dirs, "try");
+    let started = loop {
+        let text = std::fs::read_to_string(&log).unwrap();
+        if let Some((variables, started)) = text.split_once("started=")
+            && let Some(started) = started.strip_suffix('\n')
+        {
+            let mut names: Vec<&str> =
+                variables.lines().map(|line| line.split_once('=').unwrap().0).collect();
+            names.sort_unstable();
+            // The shell adds PWD.
+            assert_eq!(names, ["GIVEN", "LC_ALL", "PATH", "PWD"]);
+            break started.to_owned();
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let runs = || std::path::Path::new(&format!("/proc/{started}/exe")).exists();
+    assert!(runs());
+    daemon.stop(Duration::from_secs(5)).await;
+    let ended = async {
+        while runs() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), ended).await.expect("the end of what it started");
+}
+
+#[tokio::test]
 async fn a_missing_program_names_its_package() {
     let (_folder, dirs) = dirs();
     let program = Program { executable: "kopek-no-such", package: "some-package", ..shell("") };

@@ -1,6 +1,7 @@
 //! Three real etcd members in three namespaces.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use kopek_core::desired::StoreMembers;
@@ -47,6 +48,9 @@ fn three_members_form_a_store_and_a_killed_one_comes_back() {
     }
     assert!(etcdctl(&servers[0], &["put", "a", "1"]).contains("OK"));
     assert!(etcdctl(&servers[2], &["get", "a"]).contains('1'));
+    // The cell's keys lie in it.
+    let folder = std::fs::metadata(servers[0].dirs.state.join("etcd/first")).unwrap();
+    assert_eq!(folder.permissions().mode() & 0o777, 0o700);
 
     let etc = servers[0].dirs.etc.display().to_string();
     let ours = [format!("--cert={etc}/server.pem"), format!("--key={etc}/server.key")];
@@ -131,10 +135,12 @@ fn a_member_never_starts_with_the_data_of_an_earlier_cluster() {
     assert!(!s2.dirs.state.join("etcd/first").exists());
     assert!(etcdctl(s2, &["put", "a", "second"]).contains("OK"));
 
-    // Straight from one to the next, as when a half-done move is repeated; on one server while no agent runs.
-    keepers[1].task.abort();
+    // Straight from one to the next, as when a half-done move is repeated; on two servers while no agent runs.
     let third = cluster("third", &[s1, s2, s3]);
-    keepers[1] = Keeper::start(s2, &third);
+    for (index, server) in [(1, s2), (3, s4)] {
+        keepers[index].task.abort();
+        keepers[index] = Keeper::start(server, &third);
+    }
     keepers.iter().for_each(|keeper| keeper.want(&third));
     keepers[..3].iter().for_each(|keeper| keeper.runs(Some("third")));
     for server in [s1, s2, s3] {
