@@ -3,9 +3,9 @@
 //! with the requests that are under way, and only then does keepalived step back. Called by `vips`.
 //!
 //! ```text
-//!  Emptying ──── no connection is left ────► LetGo ──► another holds it; the assignment says so
-//!   │    ▲                                     ▲
-//!   │    └── after a rest ◄── Resting ─────────┘ after all patience
+//!  Emptying ──── nobody is left, or all patience is ────► LetGo ──► another holds it; the assignment says so
+//!   │    ▲
+//!   │    └── after a rest ◄── Resting
 //!   └── some request takes long ──►┘
 //! ```
 
