@@ -178,39 +178,48 @@ async def kill_under_visits(rack, victim, vip):
 
 def vip_holder_killed(rack, kills):
     """New connections every 10 ms; the gap is from the first that failed to the first answer after the last
-    that failed. The site runs on two servers, so one instance always lives."""
+    that failed. The site runs on two servers, so one instance always lives. The promise is for pages that ask
+    no database: the gap of those that do holds the change of writer as well when the victim was the writer."""
     rack.scale(SITE, 2)
     details = []
     for nth in range(kills):
         holders = sorted(rack.holders().items())
         vip, victim = holders[nth % len(holders)]
         roles = rack.roles(victim, SITE)
-        visits = asyncio.run(connect_while_killed(rack, victim, vip))
-        failed = [each for each in visits if each.fault]
-        gap = 0.0
-        if failed:
-            last = max(each.begun for each in failed)
-            gap = min(each.ended for each in visits if not each.fault and each.begun > last) - failed[0].begun
-        details.append({"victim": victim, "roles": roles, "gap_s": round(gap, 3), "failed": len(failed)})
-        say(f"{victim} ({', '.join(roles) or 'plain'}) with {vip} killed: {gap:.2f} s without answers")
+        without_query, with_query = (gap(visits) for visits in asyncio.run(connect_while_killed(rack, victim, vip)))
+        details.append({"victim": victim, "roles": roles, "gap_s": without_query, "with_query_gap_s": with_query})
+        say(
+            f"{victim} ({', '.join(roles) or 'plain'}) with {vip} killed: {without_query:.2f} s without answers,"
+            f" {with_query:.2f} s to pages with a query"
+        )
         rack.recover(victim)
         until(lambda: rack.counts(SITE)[1] >= 2, f"2 instances of {SITE}")
     worst = max(detail["gap_s"] for detail in details)
+    worst_with_query = max(detail["with_query_gap_s"] for detail in details)
     return Figure(
         f"VIP holder killed: new connections answered, {kills} kills",
         "≤ 0.5 s",
-        f"longest {worst:.2f} s",
+        f"longest {worst:.2f} s; pages with a query {worst_with_query:.2f} s",
         worst <= 0.5,
         details,
     )
 
 
 async def connect_while_killed(rack, victim, vip):
-    stream = Stream(vip, HOST, 100, patience=1)
+    streams = [Stream(vip, HOST, 100, path, patience=1) for path in ("/still.php", "/")]
     await asyncio.sleep(0.5)
     await asyncio.to_thread(rack.dev, "kill", victim)
     await asyncio.sleep(3)
-    return await stream.end()
+    return [await stream.end() for stream in streams]
+
+
+def gap(visits):
+    failed = [each for each in visits if each.fault]
+    if not failed:
+        return 0.0
+    last = max(each.begun for each in failed)
+    answered = min(each.ended for each in visits if not each.fault and each.begun > last)
+    return round(answered - failed[0].begun, 3)
 
 
 def load_rises(rack, rises):
