@@ -1,6 +1,7 @@
 //! Where the cell's state is: `<etc>/store.json`, one on every server.
 
 use std::fmt;
+use std::fs::File;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use kopek_core::ServerId;
 use kopek_core::config::Dirs;
 use kopek_link::Identity;
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::etcd::{EtcdStore, Pems};
@@ -64,14 +66,17 @@ impl Location {
     }
 
     fn write_beside(&self, path: &Path) -> std::io::Result<()> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = File::open(folder)?;
         // This server's agent and controller write it when they follow a move, both at once.
-        let beside = path.with_extension(format!("json.new-{:016x}", rand::random::<u64>()));
-        let mut file = std::fs::File::create(&beside)?;
+        flock(&folder, FlockOperation::LockExclusive)?;
+        // What a power cut leaves there, the next one writes over.
+        let beside = path.with_extension("json.new");
+        let mut file = File::create(&beside)?;
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
         file.sync_all()?;
         std::fs::rename(&beside, path)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::File::open(folder)?.sync_all()
+        folder.sync_all()
     }
 }
 
@@ -109,6 +114,8 @@ mod tests {
             address: "10.0.0.1:7405".parse().unwrap(),
         };
         let etcd = Location::Etcd { endpoints: vec!["https://10.0.0.1:2379".into()] };
+        // Of one that a power cut interrupted.
+        std::fs::write(path.with_extension("json.new"), "{").unwrap();
         for location in [embedded, etcd] {
             location.write(&path).unwrap();
             assert_eq!(Location::read(&path).unwrap(), location);
