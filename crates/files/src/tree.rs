@@ -6,6 +6,8 @@
 
 mod apply;
 mod beneath;
+mod budget;
+mod fault;
 mod inventory;
 mod manifest;
 mod pack;
@@ -20,7 +22,7 @@ mod volume_stats;
 
 pub use apply::{Applied, ApplyError, applied_tree, apply_volume};
 pub(crate) use apply::{claim_volume, is_applied};
-pub use inventory::Fault;
+pub use fault::Fault;
 pub use pack::{PackError, PackOptions, Packed, Progress, pack_source};
 pub(crate) use packed::is_whole;
 pub(crate) use remove::{GONE, remove_whole};

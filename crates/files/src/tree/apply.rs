@@ -25,13 +25,13 @@ use rustix::fs::{AtFlags, FileType, linkat, renameat};
 
 use super::Owners;
 use super::beneath::Beneath;
+use super::budget::Budget;
 use super::inventory::{Inventory, Kind, Node, Where};
 use super::manifest::{Deployed, Manifest};
 use super::packed::PackedReader;
 use super::path::TreePath;
 use super::place::{Attributes, put_file, put_folder, put_symlink};
 use super::remove::{finish_removal, remove_whole};
-use super::source::Budget;
 use super::tarball::{self, TarKind};
 use super::unpack::{Explain, Incoming, UnpackError, sync_file_system, unpack_whole};
 

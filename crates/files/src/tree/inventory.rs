@@ -4,54 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::path::{TreePath, shown};
-
-/// Why an entry is refused, and the remedy.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    #[error("its path is absolute; pack again with relative paths, from inside the folder")]
-    Absolute,
-    #[error("its path has `..`; pack again with relative paths, from inside the folder")]
-    DotDot,
-    #[error("its name has a NUL byte; pack again with an ordinary archiver")]
-    Nul,
-    #[error("its name is longer than Linux allows; shorten it")]
-    LongName,
-    #[error("is a {0}; a tree holds only files, folders and links: leave it out")]
-    Special(&'static str),
-    #[error(
-        "is a link to {0:?}, which leaves the tree; make it relative, or bring the folder with --follow-links"
-    )]
-    LeavesTree(String),
-    #[error("is a link to nothing or to itself and cannot be followed; remove it")]
-    Unfollowable,
-    #[error(
-        "is a hard link to {0:?}, which does not come before it as a file; pack again with an ordinary archiver"
-    )]
-    NoTarget(String),
-    #[error("comes twice, as {0} and as {1}; pack again from a clean folder")]
-    Twice(&'static str, &'static str),
-    #[error("lies under {0:?}, which is no folder but a {1}; pack again from a clean folder")]
-    UnderNoFolder(String, &'static str),
-    #[error("is encrypted; pack again without a password")]
-    Encrypted,
-    #[error("is a sparse file of GNU tar; pack again without --sparse")]
-    Sparse,
-}
-
-/// An entry and its fault.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{entry:?} {fault}")]
-pub(crate) struct Refusal {
-    pub entry: String,
-    pub fault: Fault,
-}
-
-impl Refusal {
-    pub fn new(raw: &[u8], fault: Fault) -> Refusal {
-        Refusal { entry: shown(raw), fault }
-    }
-}
+use super::fault::{Fault, Refusal, shown};
+use super::path::TreePath;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use kopek_core::Bytes;
 use walkdir::WalkDir;
 
-use super::inventory::{Content, Fault, Inventory, Kind, Node, Refusal, Where};
+use super::budget::{Budget, Exceeded};
+use super::fault::{Fault, Refusal};
+use super::inventory::{Content, Inventory, Kind, Node, Where};
 use super::path::TreePath;
 use super::tarball::{self, TarError, TarReader};
 use super::{PackOptions, Symlinks};
@@ -39,27 +41,6 @@ pub enum SourceError {
     Empty { path: PathBuf },
     #[error("cannot write to {folder} while reading {path}: {source}; set TMPDIR to a folder with more room")]
     Spool { path: PathBuf, folder: PathBuf, source: io::Error },
-}
-
-/// What may still be read. Counted while reading, so that a bomb ends early; never by what an archive claims
-/// about itself alone.
-pub(crate) struct Budget {
-    bytes_left: u64,
-    entries_left: u64,
-}
-
-impl Budget {
-    pub const ENTRIES_MAX: u64 = 5_000_000;
-
-    pub fn new(limit: Bytes) -> Budget {
-        Budget { bytes_left: limit.0, entries_left: Self::ENTRIES_MAX }
-    }
-
-    pub fn entry(&mut self, bytes: u64) -> Result<(), TarError> {
-        self.entries_left = self.entries_left.checked_sub(1).ok_or(TarError::TooMany)?;
-        self.bytes_left = self.bytes_left.checked_sub(bytes).ok_or(TarError::TooLarge)?;
-        Ok(())
-    }
 }
 
 pub(crate) struct Source {
@@ -142,8 +123,8 @@ impl Explain<'_> {
         let path = self.path.to_owned();
         match error {
             TarError::Refused(Refusal { entry, fault }) => SourceError::Refused { path, entry, fault },
-            TarError::TooMany => SourceError::TooMany { path },
-            TarError::TooLarge => SourceError::TooLarge { path, limit: self.limit },
+            TarError::Exceeded(Exceeded::Entries) => SourceError::TooMany { path },
+            TarError::Exceeded(Exceeded::Bytes) => SourceError::TooLarge { path, limit: self.limit },
             TarError::Read(_) | TarError::Broken { .. } => self.corrupt(&error),
         }
     }
@@ -197,7 +178,7 @@ fn read_folder(
         let unreadable = |source| SourceError::Unreadable { path: entry.path().to_owned(), source };
         let file_type = meta.file_type();
         let bytes = if file_type.is_file() { meta.len() } else { 0 };
-        budget.entry(bytes).map_err(|error| explain.tar(error))?;
+        budget.entry(bytes).map_err(|exceeded| explain.tar(exceeded.into()))?;
         let kind = if file_type.is_dir() {
             Kind::Folder
         } else if file_type.is_symlink() {
@@ -306,7 +287,7 @@ fn read_zip(
     let mut inventory = Inventory::default();
     for index in 0..archive.len() {
         let entry = archive.by_index_raw(index).map_err(|error| explain.corrupt(&error))?;
-        budget.entry(entry.size()).map_err(|error| explain.tar(error))?;
+        budget.entry(entry.size()).map_err(|exceeded| explain.tar(exceeded.into()))?;
         let raw = entry.name().as_bytes().to_vec();
         let path = TreePath::parse(&raw).map_err(|fault| explain.refused(&raw, fault))?;
         if entry.encrypted() {

@@ -4,9 +4,10 @@
 
 use std::io::{self, Read};
 
-use super::inventory::{Content, Fault, Inventory, Kind, Node, Refusal, Where};
+use super::budget::{Budget, Exceeded};
+use super::fault::{Fault, Refusal};
+use super::inventory::{Content, Inventory, Kind, Node, Where};
 use super::path::TreePath;
-use super::source::Budget;
 
 const BLOCK: usize = 512;
 /// A name, a link target and a few pax records; 1 MiB is far more than any honest archive has.
@@ -22,10 +23,8 @@ pub(crate) enum TarError {
     Broken { at: u64, what: &'static str },
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("more than {} entries", Budget::ENTRIES_MAX)]
-    TooMany,
-    #[error("more bytes than allowed")]
-    TooLarge,
+    #[error(transparent)]
+    Exceeded(#[from] Exceeded),
 }
 
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::Owners;
 use super::beneath::Beneath;
-use super::inventory::{Fault, Refusal};
+use super::fault::{Fault, Refusal};
 use super::packed::PackedReader;
 use super::path::TreePath;
 use super::place::{Attributes, put_file, put_folder, put_symlink};
