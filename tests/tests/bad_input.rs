@@ -299,6 +299,12 @@ async fn a_creation_that_fails_with_its_database_leaves_nothing_once_the_pool_an
     })
     .await
     .unwrap();
+    let mut other = create(&good);
+    says(
+        refused(other.args(["--db-name", "two"])),
+        1,
+        &["site one", "database one", "`kopek site delete one`"],
+    );
     // It can neither be started again nor asked to drop anything.
     rack.exec("s1", &["mount", "--bind", "/dev/null", "/usr/sbin/mariadbd"]).await.unwrap();
     for pid in rack.processes("s1", "mariadbd --defaults").await.unwrap() {

@@ -15,9 +15,9 @@ use kopek_link::identity::Identity;
 use kopek_store::{Commit, Compare, Location, Op, Store, StoreError};
 use tokio::sync::{Mutex, watch};
 
-use crate::reconcile::View;
 use crate::reports::Reports;
 use crate::state::put;
+use crate::view::View;
 
 /// The reconcile loop takes a commit over in milliseconds, unless the store has just failed.
 const VIEW_LIMIT: Duration = Duration::from_secs(2);

@@ -17,6 +17,7 @@ mod reports;
 mod state;
 mod store_move;
 mod token;
+mod view;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -41,8 +42,9 @@ use tracing::{info, warn};
 use crate::active::Active;
 use crate::api::Office;
 use crate::lines::all_refuse;
-use crate::reconcile::{View, reconcile};
+use crate::reconcile::reconcile;
 use crate::reports::{Refusal, Reports};
+use crate::view::View;
 
 /// Before the store is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(300);

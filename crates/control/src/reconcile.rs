@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use crate::active::Active;
 use crate::lines::Lines;
 use crate::state::{CellState, put};
+use crate::view::View;
 
 /// Silence and settle times are checked this often when nothing else happens.
 const TICK: Duration = Duration::from_millis(250);
@@ -29,15 +30,6 @@ const OPS_MAX: usize = 200;
 const PIECE_BYTES: usize = 512 << 10;
 /// Rounds without a pause: a decision may make room for the next. More would be a planner that never rests.
 const ROUNDS_MAX: usize = 16;
-
-/// What the API shows: one consistent look at everything.
-#[derive(Debug, Clone, Default)]
-pub struct View {
-    pub state: Arc<CellState>,
-    pub observed: Observed,
-    pub blocked: Vec<String>,
-    pub converged: bool,
-}
 
 /// Runs until the store fails for good; the caller ends it when leadership is lost.
 pub async fn reconcile(active: &Active, view: &watch::Sender<Arc<View>>) -> Result<Infallible, StoreError> {

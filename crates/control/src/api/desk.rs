@@ -17,9 +17,10 @@ use tokio::sync::{Mutex, watch};
 use super::Acting;
 use super::servers::StoredAuthority;
 use crate::active::Active;
-use crate::reconcile::{View, reconcile};
+use crate::reconcile::reconcile;
 use crate::reports::Reports;
 use crate::state::put;
+use crate::view::View;
 
 pub struct Desk {
     pub active: Arc<Active>,

@@ -11,6 +11,7 @@ mod images;
 pub mod servers;
 mod site_dump;
 pub mod site_removal;
+mod site_turn;
 mod site_view;
 mod sites;
 

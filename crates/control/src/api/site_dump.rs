@@ -13,17 +13,15 @@ use kopek_link::http::ApiError;
 use kopek_store::Op;
 
 use super::site_removal::{give_up, not_made_anew, writer_agent};
+use super::site_turn::Turn;
 use super::site_view::site_view;
 use super::{Acting, Refused};
 use crate::active::Active;
-use crate::reconcile::View;
 use crate::state::put;
+use crate::view::View;
 
 /// For a writer to be found and a database to be made.
 const DATABASE_LIMIT: Duration = Duration::from_secs(20);
-/// For an import whose sender has gone to end: it waits for the database first.
-const TURN_LIMIT: Duration = Duration::from_secs(30);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// A dump of some gigabytes.
 const DUMP_LIMIT: Duration = Duration::from_secs(3600);
 
@@ -60,34 +58,6 @@ pub async fn dump(
     let compares = vec![before.unchanged(&keys::site(&name)), before.unchanged(&keys::preparing(&name))];
     not_made_anew(&name, active.commit(compares, ops).await?)?;
     Ok(Json(site_view(&active.view(), &site)))
-}
-
-/// To fill a site's database or to drop it: one at a time. Ends with its drop, also when the one who sends a dump
-/// goes away.
-pub struct Turn<'a> {
-    active: &'a Active,
-    site: SiteName,
-}
-
-impl<'a> Turn<'a> {
-    pub async fn wait_for(active: &'a Active, site: &SiteName) -> Result<Turn<'a>, Refused> {
-        let deadline = tokio::time::Instant::now() + TURN_LIMIT;
-        while !active.turns_taken().insert(site.clone()) {
-            if tokio::time::Instant::now() > deadline {
-                let error =
-                    format!("site {site}: its dump is being read, or its database dropped; wait for that");
-                return Err(Refused::conflict(error));
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        Ok(Turn { active, site: site.clone() })
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.active.turns_taken().remove(&self.site);
-    }
 }
 
 async fn import(active: &Active, name: &SiteName, body: Body) -> Result<(), Refused> {

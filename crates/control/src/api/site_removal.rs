@@ -18,11 +18,11 @@ use kopek_core::{SiteName, keys};
 use kopek_store::{Commit, Op};
 use tracing::warn;
 
-use super::site_dump::Turn;
+use super::site_turn::Turn;
 use super::{Acting, Refused, committed};
 use crate::active::Active;
-use crate::reconcile::View;
 use crate::state::put;
+use crate::view::View;
 
 /// For an agent to drop a database.
 const DROP_LIMIT: Duration = Duration::from_secs(20);

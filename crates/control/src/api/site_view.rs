@@ -6,7 +6,7 @@ use kopek_core::observed::{Phase, SeenInstance};
 use kopek_core::placement::{PlacedInstance, Stage};
 use kopek_core::{InstanceId, Load, ServerId, SiteName};
 
-use crate::reconcile::View;
+use crate::view::View;
 
 pub fn site_view(view: &View, site: &Site) -> SiteView {
     let instances = instance_views(view, &site.name);

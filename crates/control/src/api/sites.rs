@@ -12,7 +12,7 @@ use kopek_core::{SiteName, keys};
 use kopek_store::Op;
 
 use super::images::require_tree;
-use super::site_dump::Turn;
+use super::site_turn::Turn;
 use super::site_view::{instance_views, site_view};
 use super::{Acting, Refused, committed};
 use crate::active::Active;
@@ -74,8 +74,7 @@ pub async fn create(
                 other.name
             )));
         }
-        let names = (&wanted.database, &other.database);
-        if let (Some(wanted), Some(taken)) = names
+        if let (Some(wanted), Some(taken)) = (&wanted.database, &other.database)
             && wanted.name == taken.name
         {
             return Err(Refused::conflict(format!(
@@ -115,6 +114,14 @@ pub async fn create(
         }
         return Err(Refused::conflict(format!(
             "site {name} exists already and differs; use `kopek site deploy` or `scale`, or delete it first"
+        )));
+    }
+    if let Some(known) = known.filter(|known| names(known) != names(&site)) {
+        // What was made under the first name would be nobody's.
+        let (database, _) = names(known).unwrap_or(("none", ""));
+        return Err(Refused::conflict(format!(
+            "site {name} is being created with another database or user (database {database}); give the same \
+             again, or `kopek site delete {name}` first"
         )));
     }
     let mut ops = Vec::new();
@@ -177,6 +184,11 @@ pub async fn scale(
         Ok(format!("{} to {} instances, load {down} to {up}", site.min, site.max))
     })
     .await
+}
+
+/// Of the site's database and its user: what a site that is being created cannot change.
+fn names(site: &Site) -> Option<(&str, &str)> {
+    site.database.as_ref().map(|database| (database.name.as_str(), database.user.as_str()))
 }
 
 fn check_policy(name: &SiteName, policy: Policy) -> Result<(), Refused> {
