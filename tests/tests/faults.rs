@@ -394,6 +394,8 @@ async fn the_store_moves_while_the_site_serves(rack: &Rack) -> Result<()> {
     let began = Instant::now();
     for kind in ["embedded", "etcd"] {
         rack.run(&["store", "migrate", "--to", kind]).await?;
+        let now = rack.cell().await?.store;
+        ensure!(now == kind, "it is said to have moved to {kind}, and is in {now}");
         until("the store to have moved", LIMIT, || async {
             let cell = rack.cell().await?;
             let is_running = rack.site(SITE).await?.state == "running";

@@ -23,6 +23,8 @@ const MEMBERS: usize = 3;
 const START_LIMIT: Duration = Duration::from_secs(40);
 /// An agent answers from memory.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
+/// Whoever works with the old store meets its pointer at the next step.
+const FOLLOW_LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +87,7 @@ async fn to_members(active: &Active, from: &Location, members: &StoreMembers) ->
     // Another controller may have become active and named others: their agents would stop these.
     let still = is_stored(members);
     migrate(source.as_ref(), target.as_ref(), &to, &[still]).await?;
+    followed(active, &to).await;
     Ok(())
 }
 
@@ -111,7 +114,16 @@ pub async fn to_embedded(active: &Active) -> Result<(), MoveError> {
     let source = answering(active, &from).await?;
     // The members stop when the next active controller, which has followed, tidies up.
     migrate(source.as_ref(), target.as_ref(), &to, &[]).await?;
+    followed(active, &to).await;
     Ok(())
+}
+
+/// Until this controller has followed: the next command would be decided on where the state was before. It is
+/// moved, also when this takes longer.
+async fn followed(active: &Active, to: &Location) {
+    let mut location = active.location.clone();
+    let follows = location.wait_for(|location| location == to);
+    let _ = tokio::time::timeout(FOLLOW_LIMIT, follows).await;
 }
 
 /// Has etcd stopped when the state lies in the embedded store: it was moved away from etcd, or a move to it
