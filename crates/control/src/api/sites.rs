@@ -215,3 +215,61 @@ async fn edit(
     committed(active.commit(vec![view.state.unchanged(&keys::site(name))], ops).await?)?;
     Ok(Json(site_view(&view, &site)))
 }
+
+#[cfg(test)]
+mod tests {
+    use kopek_core::desired::{Database, Image, Limits};
+    use kopek_core::{Bytes, Digest, Domain, ImageName};
+
+    use super::*;
+    use crate::api::desk::Desk;
+
+    async fn desk_with_an_image() -> (Desk, Image) {
+        let desk = Desk::new().await;
+        let name = ImageName::parse("php8.2-apache").unwrap();
+        let digest = Digest::parse(&"ab".repeat(32)).unwrap();
+        let image = Image { name, digest, bytes: Bytes(1) };
+        let known = put(keys::image(&image.name), &image);
+        desk.active.commit(vec![], vec![known]).await.unwrap();
+        (desk, image)
+    }
+
+    /// Its files are the image's: a tree that the cell has.
+    async fn ask(
+        desk: &Desk,
+        image: &Image,
+        name: &str,
+        domain: &str,
+        database: &str,
+    ) -> Result<(), Refused> {
+        let wanted = CreateSite {
+            name: SiteName::parse(name).unwrap(),
+            domains: vec![Domain::parse(domain).unwrap()],
+            image: image.name.clone(),
+            tree: image.digest.clone(),
+            database: Some(Database { name: database.into(), user: name.into(), password: "secret".into() }),
+            min: 1,
+            max: 1,
+            policy: Policy::default(),
+            limits: Limits::default(),
+            has_dump: false,
+        };
+        create(desk.acting(), Json(wanted)).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn of_two_sites_created_at_once_one_gets_the_domain_and_one_the_database() {
+        let (desk, image) = desk_with_an_image().await;
+        for [domain, other_domain, database, other_database, taken] in
+            [["a.test", "a.test", "a", "b", "domain a.test"], ["c.test", "d.test", "c", "c", "database c"]]
+        {
+            let (one, other) = (format!("{database}-one"), format!("{database}-two"));
+            let (one, other) = tokio::join!(
+                ask(&desk, &image, &one, domain, database),
+                ask(&desk, &image, &other, other_domain, other_database)
+            );
+            let refused = one.err().into_iter().chain(other.err()).collect::<Vec<_>>();
+            assert!(matches!(&refused[..], [one] if format!("{one:?}").contains(taken)), "{refused:?}");
+        }
+    }
+}
