@@ -145,3 +145,54 @@ impl Handovers {
         let _ = edge_status::ask(&self.edge_socket, &format!("stay {vip}")).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 100));
+
+    fn assigned(tenure: Tenure) -> Vec<AssignedVip> {
+        vec![AssignedVip { address: VIP, router: 1, priority: 200, tenure }]
+    }
+
+    /// On a server whose edge is gone: nobody is there who could be waited for.
+    fn handovers() -> Handovers {
+        Handovers::new(PathBuf::from("/nonexistent/edge.sock"))
+    }
+
+    fn priorities(handovers: &Handovers) -> Vec<u8> {
+        handovers.announced(&assigned(Tenure::Leave)).iter().map(|vip| vip.priority).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_is_closed_to_newcomers_then_let_go_then_offered_as_the_last_who_would_take_it() {
+        let mut handovers = handovers();
+        handovers.follow(&assigned(Tenure::Leave), &[VIP]).await;
+        handovers.advance().await;
+        assert_eq!(
+            (handovers.closed(), priorities(&handovers)),
+            (vec![VIP], vec![200]),
+            "some may be connecting"
+        );
+        tokio::time::advance(ROUND_TRIP).await;
+        handovers.advance().await;
+        assert_eq!(
+            (handovers.closed(), priorities(&handovers)),
+            (vec![VIP], vec![]),
+            "keepalived says goodbye"
+        );
+        tokio::time::advance(TAKE_OVER).await;
+        handovers.advance().await;
+        assert_eq!((handovers.closed(), priorities(&handovers)), (vec![], vec![LAST]), "nobody took it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_is_elsewhere_already_is_not_announced_and_one_that_stays_after_all_is() {
+        let mut handovers = handovers();
+        handovers.follow(&assigned(Tenure::Leave), &[]).await;
+        assert_eq!((handovers.closed(), priorities(&handovers)), (vec![VIP], vec![]));
+        handovers.follow(&assigned(Tenure::Stay), &[]).await;
+        assert_eq!((handovers.closed(), priorities(&handovers)), (vec![], vec![200]));
+    }
+}
