@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use kopek_core::api::{Join, Joined};
 use kopek_core::config::{CONTROL_PORT, STORE_PORT, ServerConfig};
 use kopek_core::desired::{Cell, Server, Standing};
@@ -20,6 +20,7 @@ use kopek_link::http::{Api, ApiError};
 use kopek_link::identity::{Identity, IdentityError};
 use kopek_store::location::location_file;
 use kopek_store::{Commit, Compare, Embedded, Location, Store, StoreError};
+use tokio::time::{Instant, sleep};
 
 use crate::api::servers::StoredAuthority;
 use crate::state::put;
@@ -27,6 +28,9 @@ use crate::store_move::embedded_file;
 use crate::token::{NotAToken, Token};
 
 const JOIN_LIMIT: Duration = Duration::from_secs(15);
+/// Control moves in at most 3 s, and a controller that was just started needs one to be elected.
+const ACTIVE_LIMIT: Duration = Duration::from_secs(10);
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 /// Multicast on one network is answered in milliseconds; a controller may just be starting.
 const FIND_LIMIT: Duration = Duration::from_secs(5);
 
@@ -120,13 +124,32 @@ pub async fn join(
         csr: csr.csr_pem.clone(),
     };
     let api = Api::anonymous(&ca)?;
-    let asked = api.call(Method::POST, address, "/join", Some(&request), JOIN_LIMIT).await;
-    let joined: Joined = match asked.as_ref().err().and_then(ApiError::active) {
-        Some(active) => api.call(Method::POST, active, "/join", Some(&request), JOIN_LIMIT).await?,
-        None => asked?,
-    };
+    let joined = ask_to_join(&api, address, &request).await?;
     let location: Location = serde_json::from_value(joined.store).map_err(FoundingError::Location)?;
     settle_in(config, config_file, &joined.ca, &joined.certificate, &csr.key_pem, &location)
+}
+
+/// Whichever controller is active; while control moves, the one that becomes it.
+async fn ask_to_join(api: &Api, known: SocketAddr, request: &Join) -> Result<Joined, ApiError> {
+    let deadline = Instant::now() + ACTIVE_LIMIT;
+    let mut control = known;
+    loop {
+        match api.call(Method::POST, control, "/join", Some(request), JOIN_LIMIT).await {
+            // Nothing was done: the token is unspent.
+            Err(error) if is_elsewhere(&error) && Instant::now() < deadline => {
+                control = error.active().unwrap_or(known);
+            }
+            answer => return answer,
+        }
+        sleep(ASK_AGAIN).await;
+    }
+}
+
+fn is_elsewhere(error: &ApiError) -> bool {
+    match error {
+        ApiError::Answered { status, .. } => *status == StatusCode::MISDIRECTED_REQUEST,
+        other => other.is_unreachable(),
+    }
 }
 
 /// An admin's key and certificate, with the addresses of controllers, in a folder of its own.
