@@ -4,10 +4,11 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use kopek_core::api::ServerView;
+use kopek_core::api::{IssuedToken, ServerView};
 use kopek_tests::following::Following;
 use kopek_tests::http::{Browser, Place};
 use kopek_tests::probe::{self, SITE, SLOW, STILL};
@@ -61,7 +62,7 @@ async fn a_site_outlives_its_servers_and_the_cell_comes_back() {
     step!(the_store_moves_while_the_site_serves);
     step!(a_frozen_server_is_replaced_and_returns);
     step!(a_cut_server_is_replaced_and_returns);
-    step!(bad_tokens_are_refused);
+    step!(a_server_joins_while_control_restarts_and_one_that_never_spoke_can_be_removed);
     step!(a_deleted_site_is_gone_with_its_database);
     assert!(failed.is_empty(), "{} steps failed: {failed:#?}", failed.len());
 }
@@ -142,21 +143,21 @@ async fn visitors_wait_for_two_elsewhere(rack: &Rack, lost: &str) -> Result<()> 
     .await
 }
 
+/// First one server, so that what it has grows old; then the others at once, in the middle of commits.
 async fn a_total_power_loss_loses_no_acknowledged_row(rack: &Rack) -> Result<()> {
     let place = probe::away_from(rack, &[]).await?;
-    let writing = tokio::spawn(keep_rows_until_one_is_refused(place.clone()));
-    until("some rows", LIMIT, || async {
-        Ok((writing.is_finished() || probe::rows(&place).await?.len() >= ROWS).then_some(()))
-    })
-    .await?;
-    if writing.is_finished() {
-        return Err(writing.await?.1).context("before anything was switched off");
-    }
+    let acknowledged = Arc::new(Mutex::new(Vec::new()));
+    let writing = tokio::spawn(keep_rows(place, acknowledged.clone()));
+    let kept = || acknowledged.lock().expect("nobody panics while counting").len();
+    until("some rows", LIMIT, || async { Ok((kept() >= ROWS).then_some(())) }).await?;
     let names: Vec<String> = rack.status().await?.servers.into_iter().map(|server| server.name).collect();
-    for name in &names {
-        rack.dev("power-off", &[name]).await?;
-    }
-    let (acknowledged, _) = writing.await?;
+    let [first, second, third] = &names[..] else { bail!("{} servers, not three", names.len()) };
+    rack.dev("power-off", &[first]).await?;
+    let had = kept();
+    until("some rows without it", LIMIT, || async { Ok((kept() >= had + ROWS).then_some(())) }).await?;
+    let power_off = async |server: &str| rack.dev("power-off", &[server]).await;
+    tokio::try_join!(power_off(second), power_off(third))?;
+    writing.abort();
     for name in &names {
         rack.dev("power-on", &[name]).await?;
     }
@@ -166,6 +167,7 @@ async fn a_total_power_loss_loses_no_acknowledged_row(rack: &Rack) -> Result<()>
         probe::rows(&place).await.map(Some)
     })
     .await?;
+    let acknowledged = acknowledged.lock().expect("nobody panics while counting");
     let lost: Vec<u32> = acknowledged.iter().copied().filter(|n| !rows.contains(n)).collect();
     ensure!(lost.is_empty(), "of {} acknowledged rows these are lost: {lost:?}", acknowledged.len());
     Ok(())
@@ -173,17 +175,15 @@ async fn a_total_power_loss_loses_no_acknowledged_row(rack: &Rack) -> Result<()>
 
 const ROWS: usize = 50;
 
-/// The rows that were kept, and why the last one was not.
-async fn keep_rows_until_one_is_refused(place: Place) -> (Vec<u32>, anyhow::Error) {
-    let mut acknowledged = Vec::new();
+/// Until it is aborted. What is refused or not answered may be kept or not.
+async fn keep_rows(place: Place, acknowledged: Arc<Mutex<Vec<u32>>>) {
     for n in 0.. {
         match tokio::time::timeout(Duration::from_secs(5), probe::keep_row(&place, n)).await {
-            Ok(Ok(())) => acknowledged.push(n),
-            Ok(Err(error)) => return (acknowledged, error),
-            Err(_) => return (acknowledged, anyhow::anyhow!("row {n}: no answer in 5 s")),
+            Ok(Ok(())) => acknowledged.lock().expect("nobody panics while counting").push(n),
+            // Refused at once, as long as nobody is there.
+            _ => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }
-    unreachable!("there are more numbers than rows")
 }
 
 /// Stopped, not killed: what hangs is worse than what is gone, and nobody restarts it.
@@ -421,9 +421,12 @@ async fn a_silent_server_is_replaced_and_returns(rack: &Rack, fault: &str) -> Re
     rack.dev("heal", &[&server]).await?;
     replaced?;
     rack.whole().await?;
-    // What it ran while nobody could tell it to stop is gone.
-    until("one instance, known to all", LIMIT, || async {
-        Ok((rack.instances(SITE).await?.len() == 1).then_some(()))
+    until("one instance, known to all, and nothing left of what the server ran", LIMIT, || async {
+        let placed = rack.instances(SITE).await?;
+        let is_there = placed.iter().any(|instance| instance.server.as_str() == server);
+        let count = "cat /proc/[0-9]*/comm 2>/dev/null | grep -cx apache2 || true";
+        let running = rack.exec(&server, &["sh", "-c", count]).await?;
+        Ok((placed.len() == 1 && (is_there || running.trim() == "0")).then_some(()))
     })
     .await
 }
@@ -439,37 +442,29 @@ async fn replaced_elsewhere(rack: &Rack, server: &str) -> Result<()> {
     until("an answer", LIMIT, || async { Browser::new(&place).page(STILL).await.map(drop).map(Some) }).await
 }
 
-async fn bad_tokens_are_refused(rack: &Rack) -> Result<()> {
-    #[derive(serde::Deserialize)]
-    struct Token {
-        token: String,
-    }
-    let token: Token = rack.ask(&["server", "token"]).await?;
-    let first = rack.status().await?.servers.into_iter().next().context("no server")?;
-    let join = |token: String, name: &'static str| {
-        let kopek = rack.kopek().to_string_lossy().into_owned();
-        let address = first.address.to_string();
-        async move {
-            // Into folders of its own: the server is one already.
-            let config = format!(
-                "mkdir -p /tmp/joins && mount --bind $(mktemp -d) /etc/kopek && \
-                 {kopek} server join {address} --token {token} --name {name} --address 10.74.250.9 --interface eth0"
-            );
-            rack.exec("s2", &["unshare", "-m", "sh", "-c", &config]).await
-        }
-    };
-    join(token.token.clone(), "s9").await.context("a good token")?;
-    for (bad, why) in [(token.token.clone(), "spent"), (format!("{}x", token.token), "wrong")] {
-        let Err(refusal) = join(bad, "s8").await else {
-            bail!("a {why} token was taken");
-        };
-        let refusal = format!("{refusal:#}");
-        ensure!(refusal.contains("token"), "a {why} token is refused with {refusal:?}");
-    }
-    // It never spoke; once that is noticed it can go.
+async fn a_server_joins_while_control_restarts_and_one_that_never_spoke_can_be_removed(
+    rack: &Rack,
+) -> Result<()> {
+    let token: IssuedToken = rack.ask(&["server", "token"]).await?;
+    let active = rack.cell().await?.active;
+    let standby = rack.servers().await?.into_iter().find(|server| server.name != active);
+    let standby = standby.context("every server is the active one")?;
+    // Into folders of its own: the server is one already.
+    let script = format!(
+        "mount --bind $(mktemp -d) /etc/kopek && {} server join {} --token {} --name s9 --address 10.74.250.9 \
+         --interface eth0",
+        rack.kopek().display(),
+        standby.address,
+        token.token
+    );
+    signal(&rack.processes(active.as_str(), "run control").await?, Signal::SIGKILL)?;
+    rack.exec("s2", &["unshare", "-m", "sh", "-c", &script]).await?;
+    // Once its silence is noticed.
     until("s9 to be removed", LIMIT, || async { rack.run(&["server", "remove", "s9"]).await.map(Some) })
-        .await
-        .map(drop)
+        .await?;
+    let left = rack.servers().await?.into_iter().any(|server| server.name.as_str() == "s9");
+    ensure!(!left, "it is still there");
+    Ok(())
 }
 
 async fn a_deleted_site_is_gone_with_its_database(rack: &Rack) -> Result<()> {
