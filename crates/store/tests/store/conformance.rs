@@ -118,8 +118,15 @@ async fn a_commit_is_all_or_nothing_up_to_its_limits(ground: Ground) {
     let many: Vec<Op> = (0..kopek_store::OPS_MAX).map(|n| put(&format!("/many/{n:04}"), "x")).collect();
     let absent: Vec<Compare> =
         (0..kopek_store::OPS_MAX).map(|n| Compare::Absent { key: format!("/many/{n:04}") }).collect();
-    assert!(matches!(store.commit(absent.clone(), many.clone()).await, Ok(Commit::Done { .. })));
-    assert_eq!(store.commit(absent, many).await, Ok(Commit::Conflict));
+    let Ok(Commit::Done { revision }) = store.commit(absent.clone(), many.clone()).await else {
+        panic!("not done");
+    };
+    assert_eq!(store.commit(absent, many.clone()).await, Ok(Commit::Conflict));
+    let unchanged: Vec<Compare> = (0..kopek_store::OPS_MAX)
+        .map(|n| Compare::RevisionIs { key: format!("/many/{n:04}"), revision })
+        .collect();
+    let again = store.commit(unchanged, many).await;
+    assert_eq!(again, Ok(Commit::Done { revision: revision + 1 }));
     assert_eq!(store.range("/many/").await.unwrap().entries.len(), kopek_store::OPS_MAX);
     let large = vec![b'x'; kopek_store::SIZE_MAX - 6];
     done(store, vec![Op::Put { key: "/large".into(), value: large.clone(), lease: None }]).await;
