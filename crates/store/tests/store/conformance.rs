@@ -10,11 +10,11 @@ use crate::cell::eventually;
 use crate::ground::Ground;
 
 macro_rules! conforms {
-    ($($test:ident)*) => {
+    (everywhere { $($test:ident)* } over_the_network { $($remote:ident)* }) => {
         conforms! { @ground embedded $($test)* }
         conforms! { @ground served_by_socket $($test)* }
-        conforms! { @ground served_by_tls $($test)* }
-        conforms! { @ground etcd $($test)* }
+        conforms! { @ground served_by_tls $($test)* $($remote)* }
+        conforms! { @ground etcd $($test)* $($remote)* }
     };
     (@ground $ground:ident $($test:ident)*) => {
         mod $ground {
@@ -29,16 +29,22 @@ macro_rules! conforms {
 }
 
 conforms! {
-    what_is_committed_is_read_back
-    a_compare_that_does_not_hold_changes_nothing
-    a_commit_is_all_or_nothing_up_to_its_limits
-    a_watch_tells_every_change_once_and_in_order
-    a_watch_goes_on_where_its_connection_was_cut
-    a_watch_from_before_a_compaction_ends
-    a_watch_cut_off_during_a_compaction_ends
-    a_dropped_wait_loses_no_change
-    a_lease_that_is_kept_alive_stays_and_one_that_is_not_takes_its_keys
-    concurrent_increments_are_all_counted
+    everywhere {
+        what_is_committed_is_read_back
+        a_compare_that_does_not_hold_changes_nothing
+        a_commit_is_all_or_nothing_up_to_its_limits
+        a_watch_tells_every_change_once_and_in_order
+        a_watch_from_before_a_compaction_ends
+        a_dropped_wait_loses_no_change
+        a_lease_that_is_kept_alive_stays_and_one_that_is_not_takes_its_keys
+        concurrent_increments_are_all_counted
+    }
+    over_the_network {
+        a_commit_whose_answer_is_lost_is_uncertain_and_done_once
+        a_connection_that_falls_silent_is_given_up
+        a_watch_goes_on_where_its_connection_was_cut
+        a_watch_cut_off_during_a_compaction_ends
+    }
 }
 
 pub fn put(key: &str, value: &str) -> Op {
@@ -199,6 +205,33 @@ async fn a_watch_tells_every_change_once_and_in_order(ground: Ground) {
     expect(&mut early, &more).await;
 }
 
+async fn a_commit_whose_answer_is_lost_is_uncertain_and_done_once(ground: Ground) {
+    let before = done(&ground.store, vec![put("/a", "1")]).await;
+    let mut watch = ground.beside.watch("/a", before).await.unwrap();
+    ground.hold_answers();
+    let cutting = async {
+        watch.next().await.unwrap();
+        ground.cut();
+    };
+    let (outcome, ()) = tokio::join!(ground.store.commit(vec![], vec![put("/a", "2")]), cutting);
+    assert!(matches!(outcome, Err(StoreError::Uncertain { .. })), "{outcome:?}");
+    assert_eq!(ground.beside.range("").await.unwrap().revision, before + 1);
+    assert_eq!(ground.store.get("/a").await.unwrap().unwrap().value, b"2", "reading tells");
+}
+
+async fn a_connection_that_falls_silent_is_given_up(ground: Ground) {
+    let from = done(&ground.store, vec![put("/w/before", "x")]).await;
+    let mut watch = ground.store.watch("/w/", from).await.unwrap();
+    let expected = write_some(&ground.beside, 1).await;
+    expect(&mut watch, &expected).await;
+    // Nobody closes them: so it is when a server loses its power or is cut off.
+    ground.hold_answers();
+    let expected = write_some(&ground.beside, 5).await;
+    let reading = tokio::time::timeout(Duration::from_secs(10), ground.store.get("/w/before"));
+    assert_eq!(reading.await.expect("it waits on").unwrap().unwrap().value, b"x");
+    expect(&mut watch, &expected).await;
+}
+
 async fn a_watch_goes_on_where_its_connection_was_cut(ground: Ground) {
     let from = done(&ground.beside, vec![put("/w/before", "x")]).await;
     let mut watch = ground.store.watch("/w/", from).await.unwrap();
@@ -236,9 +269,6 @@ async fn a_watch_from_before_a_compaction_ends(ground: Ground) {
 }
 
 async fn a_watch_cut_off_during_a_compaction_ends(ground: Ground) {
-    if !ground.has_connections() {
-        return;
-    }
     let from = done(&ground.beside, vec![put("/w/a", "x")]).await;
     let mut watch = ground.store.watch("/w/", from).await.unwrap();
     let expected = write_some(&ground.beside, 1).await;
