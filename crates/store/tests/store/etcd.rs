@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyper::Method;
+use kopek_link::{Api, Identity};
 use kopek_store::{EtcdStore, Store, StoreError};
 use tempfile::TempDir;
 
@@ -22,6 +24,7 @@ pub struct Cluster {
 struct Member {
     process: Child,
     address: SocketAddr,
+    peer: SocketAddr,
 }
 
 impl Drop for Cluster {
@@ -62,7 +65,7 @@ impl Cluster {
             }
             command.args(kopek_store::etcd::SETTINGS);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-            members.push(Member { process: command.spawn().unwrap(), address: *client });
+            members.push(Member { process: command.spawn().unwrap(), address: *client, peer: *peer });
         }
         let cluster = Cluster { members, server, _folder: folder };
         let store = cluster.store(0).await;
@@ -231,11 +234,24 @@ async fn without_a_majority_the_store_says_so() {
     assert!(matches!(store.get("/k").await, Err(StoreError::Unavailable { .. })));
 }
 
+/// The store holds the cell's CA key; whoever speaks to a member's peer port writes what he likes into it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_administrators_certificate_does_not_open_etcd() {
+async fn only_servers_of_the_cell_reach_etcd() {
     let cell = Cell::new();
     let cluster = Cluster::start(&cell).await;
-    let store = EtcdStore::new(&cluster.endpoints(0), &cell.admin()).await.unwrap();
+    let admin = cell.admin();
+    let store = EtcdStore::new(&cluster.endpoints(0), &admin).await.unwrap();
     let error = store.get("/authority").await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    let admin = Identity::from_pem(&admin.ca, &admin.certificate, &admin.key).unwrap();
+    let member = &cluster.members[0];
+    for (port, path) in [(member.address, "/version"), (member.peer, "/members")] {
+        let ask = async |api: Api| {
+            api.call::<(), serde_json::Value>(Method::GET, port, path, None, Duration::from_secs(5)).await
+        };
+        ask(Api::new(cluster.server.identity.clone())).await.unwrap();
+        ask(Api::new(admin.clone())).await.unwrap_err();
+        ask(Api::new(cell.stranger())).await.unwrap_err();
+        ask(Api::anonymous(cell.ca_pem()).unwrap()).await.unwrap_err();
+    }
 }
