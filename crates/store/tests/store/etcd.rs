@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use hyper::Method;
 use kopek_link::{Api, Identity};
 use kopek_store::{EtcdStore, Store, StoreError};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::cell::{Cell, Server, eventually, free_address};
 use crate::conformance::{increment, number, put};
@@ -68,8 +69,9 @@ impl Cluster {
             members.push(Member { process: command.spawn().unwrap(), address: *client, peer: *peer });
         }
         let cluster = Cluster { members, server, _folder: folder };
-        let store = cluster.store(0).await;
-        eventually("etcd to elect a leader", async || store.get("/x").await.ok()).await;
+        let all = ["endpoint", "health"];
+        eventually("every member to answer", async || cluster.etcdctl(&all).status.success().then_some(()))
+            .await;
         cluster
     }
 
@@ -100,19 +102,22 @@ impl Cluster {
     }
 
     pub async fn compact(&self, revision: u64) {
-        self.etcdctl(&["compact", &revision.to_string()]);
+        let output = self.etcdctl(&["compact", &revision.to_string()]);
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// The member that leads etcd's own election.
     pub fn leader(&self) -> usize {
-        let status = self.etcdctl(&["endpoint", "status", "--write-out=simple"]);
+        let output = self.etcdctl(&["endpoint", "status", "--write-out=simple"]);
+        assert!(output.status.success(), "{output:?}");
+        let status = String::from_utf8(output.stdout).unwrap();
         let line = status.lines().position(|line| line.split(", ").nth(4) == Some("true"));
         line.unwrap_or_else(|| panic!("no member leads: {status}"))
     }
 
-    fn etcdctl(&self, arguments: &[&str]) -> String {
+    fn etcdctl(&self, arguments: &[&str]) -> Output {
         let etc = &self.server.dirs.etc;
-        let output = Command::new("etcdctl")
+        Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoints(0).join(",")))
             .arg(format!("--cacert={}", etc.join("ca.pem").display()))
@@ -120,9 +125,7 @@ impl Cluster {
             .arg(format!("--key={}", etc.join("server.key").display()))
             .args(arguments)
             .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
+            .unwrap()
     }
 }
 
@@ -226,12 +229,15 @@ async fn without_a_majority_the_store_says_so() {
     let store = cluster.store(0).await;
     cluster.kill(1);
     cluster.kill(2);
+    let limit = Duration::from_secs(10);
     let error = eventually("the majority to be missed", async || {
-        store.commit(vec![], vec![put("/k", "v")]).await.err()
+        let committing = store.commit(vec![], vec![put("/k", "v")]);
+        timeout(limit, committing).await.expect("it waits for a majority").err()
     })
     .await;
     assert!(matches!(error, StoreError::Unavailable { .. } | StoreError::Uncertain { .. }), "{error}");
-    assert!(matches!(store.get("/k").await, Err(StoreError::Unavailable { .. })));
+    let read = timeout(limit, store.get("/k")).await.expect("it waits for a majority");
+    assert!(matches!(read, Err(StoreError::Unavailable { .. })), "{read:?}");
 }
 
 /// The store holds the cell's CA key; whoever speaks to a member's peer port writes what he likes into it.
