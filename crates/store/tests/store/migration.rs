@@ -12,7 +12,7 @@ use kopek_store::{
     Commit, Compare, Embedded, Entry, FollowingStore, LeaseId, Location, MigrateError, Op, Range, Revision,
     Store, StoreError, Watch, migrate, open,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::cell::{Cell, Server, eventually, free_address};
 use crate::conformance::{ends, increment, number, put};
@@ -201,12 +201,24 @@ async fn a_move_from_where_the_state_is_not_is_refused_with_where_it_is() {
 struct StopsAt<F> {
     store: Arc<dyn Store>,
     here: F,
+    reached: Notify,
     going_on: Semaphore,
 }
 
 impl<F: Fn(&[Op]) -> bool> StopsAt<F> {
     fn new(store: &Arc<dyn Store>, here: F) -> StopsAt<F> {
-        StopsAt { store: store.clone(), here, going_on: Semaphore::new(0) }
+        StopsAt { store: store.clone(), here, reached: Notify::new(), going_on: Semaphore::new(0) }
+    }
+
+    /// Drops the migration where it stops.
+    async fn kills(&self, moving: impl Future) {
+        let stopped = async {
+            tokio::select! {
+                _ = moving => panic!("it was not interrupted"),
+                () = self.reached.notified() => {}
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), stopped).await.expect("it does not get there");
     }
 
     fn go_on(&self) {
@@ -224,6 +236,7 @@ impl<F: Fn(&[Op]) -> bool + Send + Sync> Store for StopsAt<F> {
     }
     async fn commit(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Commit, StoreError> {
         if (self.here)(&ops) {
+            self.reached.notify_one();
             let _ = self.going_on.acquire().await;
         }
         self.store.commit(compares, ops).await
@@ -298,30 +311,27 @@ async fn a_move_interrupted_anywhere_can_be_run_again() {
     let stores = rig.following(&rig.embedded).await;
     let (source, target) = (rig.raw(&rig.embedded).await, rig.raw(&rig.etcd).await);
     source.commit(vec![], vec![put("/k", "1"), put("/gone", "x")]).await.unwrap();
-    let interrupted = async |from: Arc<dyn Store>, to: Arc<dyn Store>| {
-        let moving = migrate(from.as_ref(), to.as_ref(), &rig.etcd, &[]);
-        assert!(
-            tokio::time::timeout(Duration::from_secs(2), moving).await.is_err(),
-            "it was not interrupted"
-        );
-    };
     // While copying.
     let dying = StopsAt::new(&target, |ops: &[Op]| writes(ops, "/k", ""));
-    interrupted(source.clone(), Arc::new(dying)).await;
+    dying.kills(migrate(source.as_ref(), &dying, &rig.etcd, &[])).await;
+    let other: Arc<dyn Store> = file(&rig.servers[1]);
+    let error = migrate(other.as_ref(), target.as_ref(), &rig.etcd, &[]).await.unwrap_err();
+    assert!(matches!(error, MigrateError::TargetBusy { .. }), "{error}");
     stores[1].commit(vec![], vec![put("/k", "2"), Op::Delete { key: "/gone".into() }]).await.unwrap();
     // Between the freeze and the pointer: the source thaws by itself, and the writer only waited.
     let dying = StopsAt::new(&source, |ops: &[Op]| writes(ops, "/moved", "moved"));
-    interrupted(Arc::new(dying), target.clone()).await;
+    dying.kills(migrate(&dying, target.as_ref(), &rig.etcd, &[])).await;
     stores[1].commit(vec![], vec![put("/k", "3")]).await.unwrap();
     assert_eq!(*stores[1].location().borrow(), rig.embedded);
     // Between the pointer and the opening of the target, while nobody follows.
     drop(stores);
     let dying = StopsAt::new(&target, opens);
-    interrupted(source.clone(), Arc::new(dying)).await;
+    dying.kills(migrate(source.as_ref(), &dying, &rig.etcd, &[])).await;
     assert!(matches!(source.commit(vec![], vec![put("/k", "lost?")]).await, Err(StoreError::Moved(_))));
     assert!(matches!(target.commit(vec![], vec![put("/k", "lost?")]).await, Err(StoreError::Moving)));
     // Run again, it only opens.
     rig.migrate(&rig.embedded, &rig.etcd).await.unwrap();
+    assert_eq!(target.get("/moved").await, Ok(None));
     following(&rig.servers[1]).await.commit(vec![], vec![put("/after", "4")]).await.unwrap();
     let range = target.range("").await.unwrap();
     let found: Vec<_> = range.entries.iter().map(|e| (e.key.as_str(), e.value.as_slice())).collect();
@@ -332,8 +342,7 @@ async fn a_move_interrupted_anywhere_can_be_run_again() {
 async fn moved_but_not_opened(rig: &Rig, from: &Location, to: &Location) {
     let (source, target) = (rig.raw(from).await, rig.raw(to).await);
     let dying = StopsAt::new(&target, opens);
-    let moving = migrate(source.as_ref(), &dying, to, &[]);
-    assert!(tokio::time::timeout(Duration::from_secs(2), moving).await.is_err(), "it was not interrupted");
+    dying.kills(migrate(source.as_ref(), &dying, to, &[])).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -367,8 +376,7 @@ async fn a_target_that_its_source_does_not_point_to_is_opened_by_nobody() {
     let (source, target) = (rig.raw(&rig.embedded).await, rig.raw(&rig.etcd).await);
     source.commit(vec![], vec![put("/k", "v")]).await.unwrap();
     let dying = StopsAt::new(&source, |ops: &[Op]| writes(ops, "/moved", "moved"));
-    let moving = migrate(&dying, target.as_ref(), &rig.etcd, &[]);
-    assert!(tokio::time::timeout(Duration::from_secs(1), moving).await.is_err(), "it was not interrupted");
+    dying.kills(migrate(&dying, target.as_ref(), &rig.etcd, &[])).await;
     let [misled, _] = rig.following(&rig.etcd).await;
     assert_eq!(misled.get("/k").await, Err(StoreError::Moving));
     assert!(target.get("/moved").await.unwrap().is_some());
@@ -399,8 +407,7 @@ async fn a_move_whose_target_is_not_wanted_any_more_is_not_made() {
     let ours = [Compare::ValueIs { key: "/members".into(), value: b"ours".to_vec() }];
     // Another controller decides otherwise while this one copies.
     let slow = StopsAt::new(&target, |ops: &[Op]| writes(ops, "/members", ""));
-    let moving = migrate(source.as_ref(), &slow, &rig.etcd, &ours);
-    assert!(tokio::time::timeout(Duration::from_secs(1), moving).await.is_err(), "it was not interrupted");
+    slow.kills(migrate(source.as_ref(), &slow, &rig.etcd, &ours)).await;
     source.commit(vec![], vec![put("/members", "theirs")]).await.unwrap();
     let error = migrate(source.as_ref(), target.as_ref(), &rig.etcd, &ours).await.unwrap_err();
     assert!(matches!(error, MigrateError::Unwanted { .. }), "{error}");
@@ -442,8 +449,7 @@ async fn a_mover_that_comes_too_late_writes_nothing_into_another_store_at_the_sa
     let swapped = Swapped { stores: [first, second.clone()], second: AtomicBool::new(false) };
     let late = migrate(source.as_ref(), &swapped, &to, &[]);
     let again = StopsAt::new(&second, |ops: &[Op]| writes(ops, "/k", ""));
-    let interrupted = migrate(source.as_ref(), &again, &to, &[]);
-    assert!(tokio::time::timeout(Duration::from_secs(1), interrupted).await.is_err());
+    again.kills(migrate(source.as_ref(), &again, &to, &[])).await;
     let error = late.await.unwrap_err();
     assert!(matches!(error, MigrateError::Overtaken { .. }), "{error}");
     assert_eq!(second.range("").await.unwrap().entries.len(), 1, "only the mark");
