@@ -215,3 +215,18 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     file.sync_all()?;
     fs::rename(&unfinished, path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_neither_a_server_nor_an_administrator_is_nobody() {
+        for peer in [Peer::Server(ServerId::parse("s1").unwrap()), Peer::Admin("ann".to_owned())] {
+            assert_eq!(Peer::parse(&peer.to_string()), Some(peer));
+        }
+        for other in ["s1", "", "server:", "server:../s1", "admin:", "Admin:ann", "root:ann"] {
+            assert_eq!(Peer::parse(other), None, "{other:?}");
+        }
+    }
+}

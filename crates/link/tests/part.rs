@@ -1,6 +1,7 @@
 //! Parts from the agent to its neighbours, over the real socket.
 #![allow(clippy::unwrap_used)]
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use kopek_core::ServerId;
@@ -116,16 +117,25 @@ async fn reports_reach_the_agent_and_are_repeated_to_the_next_one() {
 async fn the_agent_sees_who_follows() {
     let folder = tempfile::tempdir().unwrap();
     let parts = Parts::serve(&dirs(&folder)).await.unwrap();
-    let mut connected = parts.connected("sql");
+    let mut connected = parts.connected("edge");
     let connect = async || {
         let mut stream = tokio::net::UnixStream::connect(dirs(&folder).agent_socket()).await.unwrap();
-        stream.write_all(b"{\"follow\":\"sql\"}\n").await.unwrap();
+        stream.write_all(b"{\"follow\":\"edge\"}\n").await.unwrap();
         stream
     };
-    let first = connect().await;
+    let mut first = connect().await;
     comes(&mut connected, |connected| *connected).await;
-    drop(first);
+    // The next process follows before the one that it replaces has left.
+    parts.publish(part("s1"));
+    let mut second = connect().await;
+    second.read_u8().await.unwrap();
+    first.shutdown().await.unwrap();
+    timeout(Duration::from_secs(5), first.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
+    assert!(*connected.borrow(), "the second one still follows");
+    drop(second);
     comes(&mut connected, |connected| !*connected).await;
+    let mode = std::fs::metadata(dirs(&folder).agent_socket()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "nobody but root may follow");
 }
 
 #[tokio::test]

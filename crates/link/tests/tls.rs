@@ -4,7 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -15,9 +16,15 @@ use http_body_util::{BodyExt, Full};
 use hyper::Method;
 use kopek_core::{ServerId, SiteName};
 use kopek_link::*;
+use rustls::ServerConfig;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -30,6 +37,19 @@ fn server(cell: &CellAuthority, name: &str) -> Identity {
     let address: IpAddr = "10.9.8.7".parse().unwrap();
     let cert = cell.issue_server(&csr.csr_pem, &ServerId::parse(name).unwrap(), &[address]).unwrap();
     Identity::from_pem(cell.ca_pem(), &cert, &csr.key_pem).unwrap()
+}
+
+fn admin(cell: &CellAuthority, name: &str) -> Identity {
+    let csr = Csr::new().unwrap();
+    let cert = cell.issue_admin(&csr.csr_pem, name).unwrap();
+    Identity::from_pem(cell.ca_pem(), &cert, &csr.key_pem).unwrap()
+}
+
+/// Trusts one cell's CA and has a certificate of another's, so that only the other side can refuse it.
+fn stranger(trusted: &CellAuthority) -> Identity {
+    let csr = Csr::new().unwrap();
+    let cert = cell().issue_server(&csr.csr_pem, &ServerId::parse("s1").unwrap(), &[]).unwrap();
+    Identity::from_pem(trusted.ca_pem(), &cert, &csr.key_pem).unwrap()
 }
 
 async fn listener() -> (TcpListener, SocketAddr) {
@@ -78,14 +98,10 @@ async fn a_server_of_another_cell_is_not_trusted_by_the_one_that_dials() {
 
 #[tokio::test]
 async fn a_server_of_another_cell_is_not_let_in() {
-    let (ours, theirs) = (cell(), cell());
-    let csr = Csr::new().unwrap();
-    let cert = theirs.issue_server(&csr.csr_pem, &ServerId::parse("s1").unwrap(), &[]).unwrap();
-    // Trusts our CA, so that only our side can refuse.
-    let stranger = Identity::from_pem(ours.ca_pem(), &cert, &csr.key_pem).unwrap();
+    let ours = cell();
     let (listener, address) = listener().await;
     let accepted = accept_one(server(&ours, "s2"), listener);
-    if let Ok(mut stream) = dial(&stranger, address, SOON).await {
+    if let Ok(mut stream) = dial(&stranger(&ours), address, SOON).await {
         assert!(stream.read_to_end(&mut Vec::new()).await.is_err());
     }
     assert!(accepted.await.unwrap().is_err());
@@ -94,11 +110,14 @@ async fn a_server_of_another_cell_is_not_let_in() {
 #[tokio::test]
 async fn a_certificate_is_good_for_its_own_addresses_only() {
     let cell = cell();
-    let (listener, address) = listener_on("127.0.0.2").await;
-    let accepted = accept_one(server(&cell, "s2"), listener);
-    let outcome = dial(&server(&cell, "s1"), address, SOON).await;
-    assert!(matches!(outcome, Err(DialError::Tls { .. })), "{outcome:?}");
-    drop(accepted.await);
+    // A server has loopback, but not all of it; a person has no address at all.
+    for (host, identity) in [("127.0.0.2", server(&cell, "s2")), ("127.0.0.1", admin(&cell, "ann"))] {
+        let (listener, address) = listener_on(host).await;
+        let accepted = accept_one(identity, listener);
+        let outcome = dial(&server(&cell, "s1"), address, SOON).await;
+        assert!(matches!(outcome, Err(DialError::Tls { .. })), "{outcome:?}");
+        drop(accepted.await);
+    }
 }
 
 #[tokio::test]
@@ -126,6 +145,26 @@ fn certificates_serve_others_as_server_and_as_client() {
             .unwrap();
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
     }
+}
+
+#[test]
+fn a_certificate_is_good_from_the_day_before_and_for_two_years() {
+    let cell = cell();
+    let csr = Csr::new().unwrap();
+    let cert = cell.issue_server(&csr.csr_pem, &ServerId::parse("s1").unwrap(), &[]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    Identity::write(folder.path(), cell.ca_pem(), &cert, &csr.key_pem).unwrap();
+    let hours_from_now = |hours: i64| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
+        let verified = Command::new("openssl")
+            .args(["verify", "-attime", &(now + hours * 3_600).to_string(), "-CAfile"])
+            .args([folder.path().join("ca.pem"), folder.path().join("server.pem")])
+            .output();
+        verified.unwrap().status.success()
+    };
+    let year = 365 * 24;
+    let outcomes = [-25, -23, 0, 2 * year - 1, 2 * year + 1].map(hours_from_now);
+    assert_eq!(outcomes, [false, true, true, true, false]);
 }
 
 #[test]
@@ -159,6 +198,22 @@ fn a_damaged_request_is_refused() {
     let other = if csr.as_bytes()[middle] == b'A' { "B" } else { "A" };
     let damaged = format!("{}{other}{}", &csr[..middle], &csr[middle + 1..]);
     assert!(cell().issue_admin(&damaged, "ann").is_err());
+}
+
+#[test]
+fn nothing_is_taken_from_a_request_but_its_key() {
+    let cell = cell();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut asked = rcgen::CertificateParams::new(["localhost".to_owned(), "10.1.1.1".to_owned()]).unwrap();
+    asked.distinguished_name.push(rcgen::DnType::CommonName, "server:s1");
+    let csr = asked.serialize_request(&key).unwrap().pem().unwrap();
+    let pem = cell.issue_admin(&csr, "ann").unwrap();
+    let identity = Identity::from_pem(cell.ca_pem(), &pem, &key.serialize_pem()).unwrap();
+    assert_eq!(identity.peer(), &Peer::Admin("ann".to_owned()));
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let (_, issued) = X509Certificate::from_der(&der).unwrap();
+    let names = &issued.subject_alternative_name().unwrap().unwrap().value.general_names;
+    assert_eq!(names, &[GeneralName::DNSName("admin")]);
 }
 
 #[tokio::test]
@@ -225,14 +280,42 @@ fn normal(pem: &str) -> String {
 
 #[tokio::test]
 async fn showing_our_ca_without_a_certificate_of_it_fools_nobody() {
-    let (ours, theirs) = (cell(), cell());
-    let csr = Csr::new().unwrap();
-    let cert = theirs.issue_server(&csr.csr_pem, &ServerId::parse("s1").unwrap(), &[]).unwrap();
-    let impostor = Identity::from_pem(ours.ca_pem(), &cert, &csr.key_pem).unwrap();
+    let ours = cell();
     let (listener, address) = listener().await;
+    let impostor = stranger(&ours);
     tokio::spawn(async move { serve_https(&impostor, listener, Clients::Anyone, api()).await });
     let outcome = fetch_ca(address, ours.fingerprint(), SOON).await;
     assert!(matches!(outcome, Err(DialError::Tls { .. })), "{outcome:?}");
+}
+
+/// Anybody who dials a server gets its certificates; its key stays where it is.
+#[tokio::test]
+async fn repeating_a_servers_certificates_without_its_key_fools_nobody() {
+    let ours = cell();
+    let cert = ours.issue_server(&Csr::new().unwrap().csr_pem, &ServerId::parse("s1").unwrap(), &[]).unwrap();
+    let chain =
+        [cert.as_str(), ours.ca_pem()].map(|pem| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap());
+    let own_key = PrivateKeyDer::from_pem_slice(Csr::new().unwrap().key_pem.as_bytes()).unwrap();
+    let own_key = rustls::crypto::ring::sign::any_supported_type(&own_key).unwrap();
+    let repeated = SingleCertAndKey::from(CertifiedKey::new(chain.to_vec(), own_key));
+    let ring = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(ring)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(repeated));
+    let (listener, address) = listener().await;
+    tokio::spawn(async move {
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(acceptor.accept(stream).await);
+        }
+    });
+    let joining = fetch_ca(address, ours.fingerprint(), SOON).await.map(drop);
+    let member = dial(&server(&ours, "s2"), address, SOON).await.map(drop);
+    for outcome in [joining, member] {
+        assert!(matches!(outcome, Err(DialError::Tls { .. })), "{outcome:?}");
+    }
 }
 
 fn api() -> Router {
@@ -245,7 +328,14 @@ fn api() -> Router {
         )
         .route("/port", get(|Extension(from): Extension<SocketAddr>| async move { axum::Json(from.port()) }))
         .route("/taken", get(|| async { (StatusCode::CONFLICT, r#"{"error":"the name is taken"}"#) }))
+        .route(
+            "/standby",
+            get(|| async {
+                (StatusCode::SERVICE_UNAVAILABLE, r#"{"error":"not active","active":"10.9.8.7:7400"}"#)
+            }),
+        )
         .route("/done", post(|| async { StatusCode::NO_CONTENT }))
+        .route("/silent", get(std::future::pending::<()>))
         .route(
             "/echo",
             post(|body: Bytes| async move { body }).layer(axum::extract::DefaultBodyLimit::disable()),
@@ -272,11 +362,30 @@ async fn the_api_knows_its_callers_and_those_without_certificate() {
 }
 
 #[tokio::test]
+async fn an_api_for_anyone_takes_no_certificate_of_another_cell() {
+    let cell = cell();
+    let address = serve(&cell, Clients::Anyone).await;
+    let stranger = Api::new(stranger(&cell));
+    stranger.call::<(), Option<String>>(Method::GET, address, "/me", None, SOON).await.unwrap_err();
+}
+
+/// The join call carries the token.
+#[tokio::test]
+async fn who_has_no_certificate_yet_talks_only_to_the_cell_whose_ca_it_fetched() {
+    let (ours, theirs) = (cell(), cell());
+    let address = serve(&theirs, Clients::Anyone).await;
+    let joining = Api::anonymous(ours.ca_pem()).unwrap();
+    let error = joining.call::<(), ()>(Method::POST, address, "/done", None, SOON).await.unwrap_err();
+    assert!(error.is_unreachable(), "{error:?}");
+}
+
+#[tokio::test]
 async fn an_api_for_members_lets_nobody_else_in() {
     let cell = cell();
     let address = serve(&cell, Clients::Members).await;
-    let stranger = Api::anonymous(cell.ca_pem()).unwrap();
-    stranger.call::<(), Option<String>>(Method::GET, address, "/me", None, SOON).await.unwrap_err();
+    for other in [Api::anonymous(cell.ca_pem()).unwrap(), Api::new(stranger(&cell))] {
+        other.call::<(), Option<String>>(Method::GET, address, "/me", None, SOON).await.unwrap_err();
+    }
     let member = Api::new(server(&cell, "s1"));
     member.call::<(), Option<String>>(Method::GET, address, "/me", None, SOON).await.unwrap();
 }
@@ -292,7 +401,9 @@ async fn the_api_keeps_its_connection_and_gives_the_servers_own_words() {
     }
     assert!(ports.iter().all(|port| *port == ports[0]), "{ports:?}");
     let error = api.call::<(), ()>(Method::GET, address, "/taken", None, SOON).await.unwrap_err();
-    assert_eq!(error.to_string(), "the name is taken");
+    assert_eq!((error.to_string().as_str(), error.active()), ("the name is taken", None));
+    let error = api.call::<(), ()>(Method::GET, address, "/standby", None, SOON).await.unwrap_err();
+    assert_eq!(error.active(), Some("10.9.8.7:7400".parse().unwrap()));
     api.call::<(), ()>(Method::POST, address, "/done", None, SOON).await.unwrap();
 }
 
@@ -320,9 +431,22 @@ async fn a_server_that_is_down_is_told_apart_from_one_that_refuses() {
 }
 
 #[tokio::test]
+async fn a_call_that_is_not_answered_is_given_up_at_its_limit() {
+    let cell = cell();
+    let address = serve(&cell, Clients::Members).await;
+    let api = Api::new(server(&cell, "s1"));
+    let limit = Duration::from_millis(300);
+    let called = api.call::<(), ()>(Method::GET, address, "/silent", None, limit);
+    let error = timeout(SOON, called).await.expect("it waits on").unwrap_err();
+    assert!(matches!(error, ApiError::TimedOut { .. }), "{error:?}");
+}
+
+#[tokio::test]
 async fn strangers_do_not_keep_members_out() {
     let cell = cell();
     let address = serve(&cell, Clients::Anyone).await;
+    let api = Api::new(server(&cell, "s1"));
+    let connected = api.call::<(), u16>(Method::GET, address, "/port", None, SOON).await.unwrap();
     let first = TcpStream::connect(address).await.unwrap();
     let mut others = Vec::new();
     for _ in 0..256 {
@@ -332,7 +456,9 @@ async fn strangers_do_not_keep_members_out() {
     let mut first = first;
     let ended = timeout(SOON, first.read(&mut [0; 1])).await.expect("the oldest stranger is still there");
     assert!(!matches!(ended, Ok(1..)), "{ended:?}");
-    let api = Api::new(server(&cell, "s1"));
-    let me: Option<String> = api.call(Method::GET, address, "/me", None::<&()>, SOON).await.unwrap();
-    assert_eq!(me.as_deref(), Some("server:s1"));
+    let port = api.call::<(), u16>(Method::GET, address, "/port", None, SOON).await.unwrap();
+    assert_eq!(port, connected, "a member that was there before them was cut");
+    let late = Api::new(server(&cell, "s3"));
+    let me: Option<String> = late.call(Method::GET, address, "/me", None::<&()>, SOON).await.unwrap();
+    assert_eq!(me.as_deref(), Some("server:s3"));
 }

@@ -87,9 +87,9 @@ impl Store for EtcdStore {
     async fn commit(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Commit, StoreError> {
         check_commit(&compares, &ops)?;
         let about_marker = moving::is_about_the_marker(&compares);
-        let mut conditions: Vec<EtcdCompare> = compares.iter().flat_map(conditions).collect();
+        let mut conditions: Vec<EtcdCompare> = compares.iter().map(condition).collect();
         if !about_marker {
-            conditions.extend(self::conditions(&Compare::Absent { key: MOVED_KEY.to_owned() }));
+            conditions.push(condition(&Compare::Absent { key: MOVED_KEY.to_owned() }));
         }
         let transaction = Txn::new()
             .when(conditions)
@@ -173,16 +173,18 @@ fn entry(found: &KeyValue) -> Result<Entry, StoreError> {
     })
 }
 
-/// In etcd an absent key has revision 0 and compares like one, hence the second condition.
-fn conditions(compare: &Compare) -> Vec<EtcdCompare> {
+/// One each, for etcd counts them against `--max-txn-ops`.
+fn condition(compare: &Compare) -> EtcdCompare {
     let key = rooted(compare.key());
     match compare {
-        Compare::Absent { .. } => vec![EtcdCompare::create_revision(key, CompareOp::Equal, 0)],
-        Compare::RevisionIs { revision, .. } => vec![
-            EtcdCompare::create_revision(key.clone(), CompareOp::NotEqual, 0),
-            EtcdCompare::mod_revision(key, CompareOp::Equal, i64::try_from(*revision).unwrap_or(i64::MAX)),
-        ],
-        Compare::ValueIs { value, .. } => vec![EtcdCompare::value(key, CompareOp::Equal, value.clone())],
+        Compare::Absent { .. } => EtcdCompare::create_revision(key, CompareOp::Equal, 0),
+        Compare::RevisionIs { revision, .. } => {
+            // In etcd an absent key has revision 0 and compares like one, but no entry ever has it.
+            let never = i64::MAX;
+            let revision = if *revision == 0 { never } else { i64::try_from(*revision).unwrap_or(never) };
+            EtcdCompare::mod_revision(key, CompareOp::Equal, revision)
+        }
+        Compare::ValueIs { value, .. } => EtcdCompare::value(key, CompareOp::Equal, value.clone()),
     }
 }
 

@@ -261,6 +261,10 @@ mod tests {
         let many: Vec<Op> = (0..=OPS_MAX).map(|n| put(&format!("/{n}"))).collect();
         assert!(check_commit(&[], &many).is_err());
         assert!(check_commit(&[], &many[1..]).is_ok());
+        let compares: Vec<Compare> =
+            (0..=OPS_MAX).map(|n| Compare::Absent { key: format!("/{n}") }).collect();
+        assert!(check_commit(&compares, &[]).is_err());
+        assert!(check_commit(&compares[1..], &[]).is_ok());
         let large = Op::Put { key: "/k".into(), value: vec![0; SIZE_MAX], lease: None };
         assert!(check_commit(&[], &[large]).is_err());
     }

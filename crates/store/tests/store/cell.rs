@@ -1,6 +1,7 @@
 //! A cell's CA, and servers with folders and certificates of it.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kopek_core::ServerId;
@@ -8,6 +9,12 @@ use kopek_core::config::Dirs;
 use kopek_link::{CellAuthority, Csr, Identity};
 use kopek_store::etcd::Pems;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 pub struct Cell {
     authority: CellAuthority,
@@ -44,6 +51,29 @@ impl Cell {
         Identity::write(&dirs.etc, self.authority.ca_pem(), &certificate, &csr.key_pem).unwrap();
         let identity = Identity::load(&dirs.etc).unwrap();
         Server { id, identity, dirs, _folder: folder }
+    }
+
+    pub fn ca_pem(&self) -> &str {
+        self.authority.ca_pem()
+    }
+
+    /// A server of another cell that trusts this one's CA: only this one's side can refuse it.
+    pub fn stranger(&self) -> Identity {
+        let (csr, id) = (Csr::new().unwrap(), ServerId::parse("s1").unwrap());
+        let theirs = CellAuthority::create("other").unwrap();
+        let certificate = theirs.issue_server(&csr.csr_pem, &id, &[]).unwrap();
+        Identity::from_pem(self.ca_pem(), &certificate, &csr.key_pem).unwrap()
+    }
+
+    /// A connection of somebody who shows no certificate.
+    pub async fn anonymous(&self, address: SocketAddr) -> TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.ca_pem().as_bytes()).unwrap()).unwrap();
+        let ring = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(ring).with_safe_default_protocol_versions().unwrap();
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let stream = TcpStream::connect(address).await.unwrap();
+        TlsConnector::from(Arc::new(config)).connect(address.ip().into(), stream).await.unwrap()
     }
 
     /// The files of somebody who may use the API, but not the store.

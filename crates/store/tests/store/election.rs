@@ -10,10 +10,12 @@ use kopek_store::election::{LEADER_KEY, Leader, Leadership, campaign, depose, le
 use kopek_store::etcd::Pems;
 use kopek_store::{Change, Commit, Embedded, EtcdStore, Store};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 
 use crate::cell::{Cell, eventually, free_address};
 use crate::conformance::put;
 use crate::etcd::Cluster;
+use crate::ground::Ground;
 
 fn id(name: &str) -> ServerId {
     ServerId::parse(name).unwrap()
@@ -27,7 +29,9 @@ fn embedded() -> (tempfile::TempDir, Arc<dyn Store>) {
 
 /// Stands for a server whose controller answers.
 async fn stand(store: &Arc<dyn Store>, name: &str) -> Leadership {
-    campaign(store.clone(), &id(name), free_address(), |_| async { true }).await.unwrap()
+    let me = id(name);
+    let campaigning = campaign(store.clone(), &me, free_address(), |_| async { true });
+    timeout(Duration::from_secs(20), campaigning).await.expect("it never leads").unwrap()
 }
 
 async fn answers(leader: Leader) -> bool {
@@ -43,7 +47,7 @@ async fn a_standby_leads_as_soon_as_the_leader_resigns() {
         let store = store.clone();
         async move { stand(&store, "s2").await }
     });
-    assert!(tokio::time::timeout(Duration::from_secs(3), first.lost()).await.is_err(), "the lease is kept");
+    assert!(timeout(Duration::from_secs(3), first.lost()).await.is_err(), "the lease is kept");
     assert!(!standby.is_finished());
     let resigned = Instant::now();
     let first_term = first.leader.term;
@@ -68,7 +72,7 @@ async fn a_deposed_leader_knows_it_and_changes_nothing() {
     let seen = store.get(LEADER_KEY).await.unwrap().unwrap();
     depose(store.as_ref(), &seen).await.unwrap();
     assert_eq!(fenced(&first).await, Commit::Conflict);
-    tokio::time::timeout(Duration::from_secs(1), first.lost()).await.expect("it hears of it");
+    timeout(Duration::from_secs(1), first.lost()).await.expect("it hears of it");
     let second = stand(&store, "s2").await;
     depose(store.as_ref(), &seen).await.unwrap();
     assert_eq!(fenced(&first).await, Commit::Conflict);
@@ -93,10 +97,12 @@ async fn a_leader_whose_controller_is_silent_or_gone_is_deposed() {
         };
         let started = Instant::now();
         drop(listener);
-        let second = campaign(store.clone(), &id("s2"), free_address(), is_alive).await.unwrap();
+        let standby = id("s2");
+        let campaigning = campaign(store.clone(), &standby, free_address(), is_alive);
+        let second = timeout(Duration::from_secs(5), campaigning).await.expect("it is not deposed").unwrap();
         assert!(started.elapsed() < Duration::from_millis(1_800), "{:?}", started.elapsed());
         assert_eq!(second.leader.server, id("s2"));
-        first.lost().await;
+        timeout(Duration::from_secs(1), first.lost()).await.expect("it hears of it");
     }
 }
 
@@ -119,9 +125,28 @@ async fn a_restarted_controller_does_not_wait_for_its_earlier_life() {
     let address = free_address();
     let earlier = campaign(store.clone(), &id("s1"), address, |_| async { true }).await.unwrap();
     let started = Instant::now();
-    let again = campaign(store.clone(), &id("s1"), address, |_| async { true }).await.unwrap();
+    let me = id("s1");
+    let campaigning = campaign(store.clone(), &me, address, |_| async { true });
+    let again = timeout(Duration::from_secs(5), campaigning).await.expect("it waits for itself").unwrap();
     assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     assert_eq!(again.leader.term, earlier.leader.term + 1);
+}
+
+#[tokio::test]
+async fn a_leadership_that_is_dropped_is_free_at_once() {
+    let (_folder, store) = embedded();
+    drop(stand(&store, "s1").await);
+    let standing = timeout(Duration::from_millis(500), stand(&store, "s2"));
+    standing.await.expect("it waits for a leader that is gone");
+}
+
+#[tokio::test]
+async fn a_leader_that_is_cut_off_from_the_store_stops_leading() {
+    let ground = Ground::served_by_tls().await;
+    let leadership = stand(&ground.store, "s1").await;
+    ground.close();
+    let losing = timeout(Duration::from_secs(8), leadership.lost());
+    losing.await.expect("it goes on as if its lease were confirmed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

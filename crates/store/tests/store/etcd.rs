@@ -3,12 +3,15 @@
 use std::fs::{DirBuilder, File};
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyper::Method;
+use kopek_link::{Api, Identity};
 use kopek_store::{EtcdStore, Store, StoreError};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::cell::{Cell, Server, eventually, free_address};
 use crate::conformance::{increment, number, put};
@@ -22,6 +25,7 @@ pub struct Cluster {
 struct Member {
     process: Child,
     address: SocketAddr,
+    peer: SocketAddr,
 }
 
 impl Drop for Cluster {
@@ -62,11 +66,12 @@ impl Cluster {
             }
             command.args(kopek_store::etcd::SETTINGS);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-            members.push(Member { process: command.spawn().unwrap(), address: *client });
+            members.push(Member { process: command.spawn().unwrap(), address: *client, peer: *peer });
         }
         let cluster = Cluster { members, server, _folder: folder };
-        let store = cluster.store(0).await;
-        eventually("etcd to elect a leader", async || store.get("/x").await.ok()).await;
+        let all = ["endpoint", "health"];
+        eventually("every member to answer", async || cluster.etcdctl(&all).status.success().then_some(()))
+            .await;
         cluster
     }
 
@@ -97,19 +102,22 @@ impl Cluster {
     }
 
     pub async fn compact(&self, revision: u64) {
-        self.etcdctl(&["compact", &revision.to_string()]);
+        let output = self.etcdctl(&["compact", &revision.to_string()]);
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// The member that leads etcd's own election.
     pub fn leader(&self) -> usize {
-        let status = self.etcdctl(&["endpoint", "status", "--write-out=simple"]);
+        let output = self.etcdctl(&["endpoint", "status", "--write-out=simple"]);
+        assert!(output.status.success(), "{output:?}");
+        let status = String::from_utf8(output.stdout).unwrap();
         let line = status.lines().position(|line| line.split(", ").nth(4) == Some("true"));
         line.unwrap_or_else(|| panic!("no member leads: {status}"))
     }
 
-    fn etcdctl(&self, arguments: &[&str]) -> String {
+    fn etcdctl(&self, arguments: &[&str]) -> Output {
         let etc = &self.server.dirs.etc;
-        let output = Command::new("etcdctl")
+        Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoints(0).join(",")))
             .arg(format!("--cacert={}", etc.join("ca.pem").display()))
@@ -117,9 +125,7 @@ impl Cluster {
             .arg(format!("--key={}", etc.join("server.key").display()))
             .args(arguments)
             .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
+            .unwrap()
     }
 }
 
@@ -223,19 +229,35 @@ async fn without_a_majority_the_store_says_so() {
     let store = cluster.store(0).await;
     cluster.kill(1);
     cluster.kill(2);
+    let limit = Duration::from_secs(10);
     let error = eventually("the majority to be missed", async || {
-        store.commit(vec![], vec![put("/k", "v")]).await.err()
+        let committing = store.commit(vec![], vec![put("/k", "v")]);
+        timeout(limit, committing).await.expect("it waits for a majority").err()
     })
     .await;
     assert!(matches!(error, StoreError::Unavailable { .. } | StoreError::Uncertain { .. }), "{error}");
-    assert!(matches!(store.get("/k").await, Err(StoreError::Unavailable { .. })));
+    let read = timeout(limit, store.get("/k")).await.expect("it waits for a majority");
+    assert!(matches!(read, Err(StoreError::Unavailable { .. })), "{read:?}");
 }
 
+/// The store holds the cell's CA key; whoever speaks to a member's peer port writes what he likes into it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_administrators_certificate_does_not_open_etcd() {
+async fn only_servers_of_the_cell_reach_etcd() {
     let cell = Cell::new();
     let cluster = Cluster::start(&cell).await;
-    let store = EtcdStore::new(&cluster.endpoints(0), &cell.admin()).await.unwrap();
+    let admin = cell.admin();
+    let store = EtcdStore::new(&cluster.endpoints(0), &admin).await.unwrap();
     let error = store.get("/authority").await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+    let admin = Identity::from_pem(&admin.ca, &admin.certificate, &admin.key).unwrap();
+    let member = &cluster.members[0];
+    for (port, path) in [(member.address, "/version"), (member.peer, "/members")] {
+        let ask = async |api: Api| {
+            api.call::<(), serde_json::Value>(Method::GET, port, path, None, Duration::from_secs(5)).await
+        };
+        ask(Api::new(cluster.server.identity.clone())).await.unwrap();
+        ask(Api::new(admin.clone())).await.unwrap_err();
+        ask(Api::new(cell.stranger())).await.unwrap_err();
+        ask(Api::anonymous(cell.ca_pem()).unwrap()).await.unwrap_err();
+    }
 }

@@ -86,8 +86,8 @@ impl Ground {
         self.relays.iter().for_each(Relay::reopen);
     }
 
-    pub fn has_connections(&self) -> bool {
-        !self.relays.is_empty()
+    pub fn hold_answers(&self) {
+        self.relays.iter().for_each(Relay::hold_answers);
     }
 
     /// Makes the store forget what has happened until now.

@@ -12,6 +12,7 @@ use kopek_store::{
     Commit, Compare, Embedded, Entry, FollowingStore, LeaseId, Location, MigrateError, Op, Range, Revision,
     Store, StoreError, Watch, migrate, open,
 };
+use tokio::sync::{Notify, Semaphore};
 
 use crate::cell::{Cell, Server, eventually, free_address};
 use crate::conformance::{ends, increment, number, put};
@@ -195,14 +196,38 @@ async fn a_move_from_where_the_state_is_not_is_refused_with_where_it_is() {
     }
 }
 
-/// Interrupts a migration at one of its commits to a store, as if the mover were killed there.
-struct DiesAt<F> {
+/// Stops a migration at one of its commits to a store, as if the mover were killed there, or frozen until it
+/// is let go on.
+struct StopsAt<F> {
     store: Arc<dyn Store>,
     here: F,
+    reached: Notify,
+    going_on: Semaphore,
+}
+
+impl<F: Fn(&[Op]) -> bool> StopsAt<F> {
+    fn new(store: &Arc<dyn Store>, here: F) -> StopsAt<F> {
+        StopsAt { store: store.clone(), here, reached: Notify::new(), going_on: Semaphore::new(0) }
+    }
+
+    /// Drops the migration where it stops.
+    async fn kills(&self, moving: impl Future) {
+        let stopped = async {
+            tokio::select! {
+                _ = moving => panic!("it was not interrupted"),
+                () = self.reached.notified() => {}
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), stopped).await.expect("it does not get there");
+    }
+
+    fn go_on(&self) {
+        self.going_on.add_permits(1);
+    }
 }
 
 #[async_trait]
-impl<F: Fn(&[Op]) -> bool + Send + Sync> Store for DiesAt<F> {
+impl<F: Fn(&[Op]) -> bool + Send + Sync> Store for StopsAt<F> {
     async fn range(&self, prefix: &str) -> Result<Range, StoreError> {
         self.store.range(prefix).await
     }
@@ -211,7 +236,8 @@ impl<F: Fn(&[Op]) -> bool + Send + Sync> Store for DiesAt<F> {
     }
     async fn commit(&self, compares: Vec<Compare>, ops: Vec<Op>) -> Result<Commit, StoreError> {
         if (self.here)(&ops) {
-            std::future::pending::<()>().await;
+            self.reached.notify_one();
+            let _ = self.going_on.acquire().await;
         }
         self.store.commit(compares, ops).await
     }
@@ -285,30 +311,27 @@ async fn a_move_interrupted_anywhere_can_be_run_again() {
     let stores = rig.following(&rig.embedded).await;
     let (source, target) = (rig.raw(&rig.embedded).await, rig.raw(&rig.etcd).await);
     source.commit(vec![], vec![put("/k", "1"), put("/gone", "x")]).await.unwrap();
-    let interrupted = async |from: Arc<dyn Store>, to: Arc<dyn Store>| {
-        let moving = migrate(from.as_ref(), to.as_ref(), &rig.etcd, &[]);
-        assert!(
-            tokio::time::timeout(Duration::from_secs(2), moving).await.is_err(),
-            "it was not interrupted"
-        );
-    };
     // While copying.
-    let dying = DiesAt { store: target.clone(), here: |ops: &[Op]| writes(ops, "/k", "") };
-    interrupted(source.clone(), Arc::new(dying)).await;
+    let dying = StopsAt::new(&target, |ops: &[Op]| writes(ops, "/k", ""));
+    dying.kills(migrate(source.as_ref(), &dying, &rig.etcd, &[])).await;
+    let other: Arc<dyn Store> = file(&rig.servers[1]);
+    let error = migrate(other.as_ref(), target.as_ref(), &rig.etcd, &[]).await.unwrap_err();
+    assert!(matches!(error, MigrateError::TargetBusy { .. }), "{error}");
     stores[1].commit(vec![], vec![put("/k", "2"), Op::Delete { key: "/gone".into() }]).await.unwrap();
     // Between the freeze and the pointer: the source thaws by itself, and the writer only waited.
-    let dying = DiesAt { store: source.clone(), here: |ops: &[Op]| writes(ops, "/moved", "moved") };
-    interrupted(Arc::new(dying), target.clone()).await;
+    let dying = StopsAt::new(&source, |ops: &[Op]| writes(ops, "/moved", "moved"));
+    dying.kills(migrate(&dying, target.as_ref(), &rig.etcd, &[])).await;
     stores[1].commit(vec![], vec![put("/k", "3")]).await.unwrap();
     assert_eq!(*stores[1].location().borrow(), rig.embedded);
     // Between the pointer and the opening of the target, while nobody follows.
     drop(stores);
-    let dying = DiesAt { store: target.clone(), here: opens };
-    interrupted(source.clone(), Arc::new(dying)).await;
+    let dying = StopsAt::new(&target, opens);
+    dying.kills(migrate(source.as_ref(), &dying, &rig.etcd, &[])).await;
     assert!(matches!(source.commit(vec![], vec![put("/k", "lost?")]).await, Err(StoreError::Moved(_))));
     assert!(matches!(target.commit(vec![], vec![put("/k", "lost?")]).await, Err(StoreError::Moving)));
     // Run again, it only opens.
     rig.migrate(&rig.embedded, &rig.etcd).await.unwrap();
+    assert_eq!(target.get("/moved").await, Ok(None));
     following(&rig.servers[1]).await.commit(vec![], vec![put("/after", "4")]).await.unwrap();
     let range = target.range("").await.unwrap();
     let found: Vec<_> = range.entries.iter().map(|e| (e.key.as_str(), e.value.as_slice())).collect();
@@ -318,9 +341,8 @@ async fn a_move_interrupted_anywhere_can_be_run_again() {
 /// The mover's power is cut between the pointer and the opening of the target.
 async fn moved_but_not_opened(rig: &Rig, from: &Location, to: &Location) {
     let (source, target) = (rig.raw(from).await, rig.raw(to).await);
-    let dying = DiesAt { store: target, here: opens };
-    let moving = migrate(source.as_ref(), &dying, to, &[]);
-    assert!(tokio::time::timeout(Duration::from_secs(2), moving).await.is_err(), "it was not interrupted");
+    let dying = StopsAt::new(&target, opens);
+    dying.kills(migrate(source.as_ref(), &dying, to, &[])).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -353,9 +375,8 @@ async fn a_target_that_its_source_does_not_point_to_is_opened_by_nobody() {
     let rig = Rig::new().await;
     let (source, target) = (rig.raw(&rig.embedded).await, rig.raw(&rig.etcd).await);
     source.commit(vec![], vec![put("/k", "v")]).await.unwrap();
-    let dying = DiesAt { store: source.clone(), here: |ops: &[Op]| writes(ops, "/moved", "moved") };
-    let moving = migrate(&dying, target.as_ref(), &rig.etcd, &[]);
-    assert!(tokio::time::timeout(Duration::from_secs(1), moving).await.is_err(), "it was not interrupted");
+    let dying = StopsAt::new(&source, |ops: &[Op]| writes(ops, "/moved", "moved"));
+    dying.kills(migrate(&dying, target.as_ref(), &rig.etcd, &[])).await;
     let [misled, _] = rig.following(&rig.etcd).await;
     assert_eq!(misled.get("/k").await, Err(StoreError::Moving));
     assert!(target.get("/moved").await.unwrap().is_some());
@@ -385,14 +406,30 @@ async fn a_move_whose_target_is_not_wanted_any_more_is_not_made() {
     source.commit(vec![], vec![put("/members", "ours")]).await.unwrap();
     let ours = [Compare::ValueIs { key: "/members".into(), value: b"ours".to_vec() }];
     // Another controller decides otherwise while this one copies.
-    let slow = DiesAt { store: target.clone(), here: |ops: &[Op]| writes(ops, "/members", "") };
-    let moving = migrate(source.as_ref(), &slow, &rig.etcd, &ours);
-    assert!(tokio::time::timeout(Duration::from_secs(1), moving).await.is_err(), "it was not interrupted");
+    let slow = StopsAt::new(&target, |ops: &[Op]| writes(ops, "/members", ""));
+    slow.kills(migrate(source.as_ref(), &slow, &rig.etcd, &ours)).await;
     source.commit(vec![], vec![put("/members", "theirs")]).await.unwrap();
     let error = migrate(source.as_ref(), target.as_ref(), &rig.etcd, &ours).await.unwrap_err();
     assert!(matches!(error, MigrateError::Unwanted { .. }), "{error}");
     source.commit(vec![], vec![put("/k", "goes on")]).await.unwrap();
     assert!(target.get("/moved").await.unwrap().is_some(), "it is not opened");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mover_whose_freeze_ran_out_copies_what_was_written_since() {
+    let rig = Rig::new().await;
+    let (source, target) = (rig.raw(&rig.embedded).await, rig.raw(&rig.etcd).await);
+    source.commit(vec![], vec![put("/k", "before")]).await.unwrap();
+    let slow = StopsAt::new(&source, |ops: &[Op]| writes(ops, "/moved", "moved"));
+    let moving = migrate(&slow, target.as_ref(), &rig.etcd, &[]);
+    let writing = async {
+        eventually("the freeze", async || source.get("/moved").await.unwrap()).await;
+        eventually("the thaw", async || source.commit(vec![], vec![put("/k", "since")]).await.ok()).await;
+        slow.go_on();
+    };
+    let (moved, ()) = tokio::join!(moving, writing);
+    moved.unwrap();
+    assert_eq!(target.get("/k").await.unwrap().unwrap().value, b"since");
 }
 
 /// A mover that was frozen goes on when the servers of its target have formed another cluster, for a later
@@ -411,9 +448,8 @@ async fn a_mover_that_comes_too_late_writes_nothing_into_another_store_at_the_sa
     let (first, second) = (empty("first"), empty("second"));
     let swapped = Swapped { stores: [first, second.clone()], second: AtomicBool::new(false) };
     let late = migrate(source.as_ref(), &swapped, &to, &[]);
-    let again = DiesAt { store: second.clone(), here: |ops: &[Op]| writes(ops, "/k", "") };
-    let interrupted = migrate(source.as_ref(), &again, &to, &[]);
-    assert!(tokio::time::timeout(Duration::from_secs(1), interrupted).await.is_err());
+    let again = StopsAt::new(&second, |ops: &[Op]| writes(ops, "/k", ""));
+    again.kills(migrate(source.as_ref(), &again, &to, &[])).await;
     let error = late.await.unwrap_err();
     assert!(matches!(error, MigrateError::Overtaken { .. }), "{error}");
     assert_eq!(second.range("").await.unwrap().entries.len(), 1, "only the mark");
