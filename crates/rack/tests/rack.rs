@@ -445,6 +445,23 @@ fn a_server_whose_processes_somebody_killed_can_be_booted() {
 }
 
 #[test]
+fn a_server_boots_while_network_namespaces_of_others_go() {
+    let test = rack(1);
+    let s1 = server(1);
+    let ip = |words: &[&str]| assert!(Command::new("ip").args(words).status().unwrap().success());
+    for _ in 0..5 {
+        test.rack.kill(&s1).unwrap();
+        let others: Vec<String> = (0..60).map(|number| format!("{}-{number}", test.rack.id())).collect();
+        others.iter().for_each(|netns| ip(&["netns", "add", netns]));
+        std::thread::scope(|scope| {
+            // Oldest first: the boot meets them from the other end.
+            scope.spawn(|| others.iter().for_each(|netns| ip(&["netns", "del", netns])));
+            test.rack.power_on(&s1).unwrap();
+        });
+    }
+}
+
+#[test]
 fn a_rack_that_cannot_boot_leaves_nothing() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("rack");
