@@ -52,6 +52,23 @@ fn options(servers: usize) -> RackOptions {
         service("echo", &[program, "echo", "4000"]),
         service("sleep", &["sleep", "1000"]),
         service("die", &[program, "die"]),
+        // The first takes longer to end than the second.
+        service(
+            "first",
+            &[
+                "sh",
+                "-c",
+                "trap 'sleep 0.5; echo first >> /var/lib/kopek/ended; exit' TERM; while :; do sleep 0.1; done",
+            ],
+        ),
+        service(
+            "second",
+            &[
+                "sh",
+                "-c",
+                "trap 'echo second >> /var/lib/kopek/ended; exit' TERM; while :; do sleep 0.1; done",
+            ],
+        ),
         service("stubborn", &["sh", "-c", "trap '' TERM; sleep 1000 & while :; do wait; done"]),
     ];
     options
@@ -200,6 +217,8 @@ fn a_service_is_restarted_when_it_dies_and_stays_stopped_when_stopped() {
     assert_eq!(status("sleep").phase, ServicePhase::Off, "nothing runs before it is asked for");
     let first = test.rack.service(&s1, "sleep", ServiceOrder::Start).unwrap();
     assert_eq!(first.phase, ServicePhase::Up);
+    let environment = test.sh(&s1, &format!("tr '\\0' '\\n' < /proc/{}/environ", first.pid.unwrap()));
+    assert!(environment.contains("GREETING=hello"), "{environment}");
     test.sh(&s1, &format!("kill -KILL {}", first.pid.unwrap()));
     eventually(|| status("sleep").phase == ServicePhase::Up && status("sleep").pid != first.pid);
     assert_eq!(status("sleep").deaths, 1);
@@ -217,11 +236,12 @@ fn a_service_is_restarted_when_it_dies_and_stays_stopped_when_stopped() {
 fn a_service_that_dies_at_once_is_retried_ever_more_slowly() {
     let test = rack(1);
     let s1 = server(1);
+    let begun = Instant::now();
     test.rack.service(&s1, "die", ServiceOrder::Start).unwrap();
     let deaths = || test.rack.services(&s1).unwrap().iter().find(|s| s.name == "die").unwrap().deaths;
-    eventually(|| deaths() >= 4);
-    // 100, 200, 400 ms have passed, and the next is 800 ms away: without back-off there would be hundreds.
-    assert!(deaths() <= 6, "{}", deaths());
+    eventually(|| deaths() >= 5);
+    // 100, 200, 400, 800 ms lie between them.
+    assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
     assert!(test.sh(&s1, "cat /var/log/kopek/init.log").contains("die: ended with exit code 3"));
 }
 
@@ -239,16 +259,23 @@ fn init_reaps_orphans_and_ends_stubborn_services_with_a_kill() {
 }
 
 #[test]
-fn sigterm_to_init_ends_the_server_in_order() {
+fn sigterm_to_init_ends_the_services_one_after_the_other_and_the_server() {
     let test = rack(1);
     let s1 = server(1);
     test.start_echo(&s1);
+    for name in ["first", "second"] {
+        test.rack.service(&s1, name, ServiceOrder::Start).unwrap();
+        // Its shell has set the trap once it sleeps.
+        let pid = test.rack.services(&s1).unwrap().into_iter().find(|s| s.name == name).unwrap().pid.unwrap();
+        eventually(|| !test.sh(&s1, &format!("pgrep -P {pid} || true")).is_empty());
+    }
     let init = test.rack.status().unwrap().servers[0].init.unwrap();
     let asked = Command::new("kill").args(["-TERM", &init.to_string()]).status().unwrap();
     assert!(asked.success());
     eventually(|| test.state(&s1) == "killed");
     test.rack.power_on(&s1).unwrap();
     eventually(|| test.echo(&s1).is_some());
+    assert_eq!(test.sh(&s1, "cat /var/lib/kopek/ended"), "first\nsecond");
 }
 
 #[test]
@@ -256,7 +283,10 @@ fn a_killed_server_keeps_its_network_and_boots_again_with_its_services() {
     let test = rack(2);
     let (s1, s2) = (server(1), server(2));
     test.start_echo(&s1);
-    test.sh(&s1, "echo kept > /var/lib/kopek/file; ip addr add 10.74.255.9/32 dev eth0");
+    test.sh(
+        &s1,
+        "echo kept > /var/lib/kopek/file; echo passing > /tmp/file; ip addr add 10.74.255.9/32 dev eth0",
+    );
     let boot_id = test.sh(&s1, "cat /run/kopek/boot_id");
     // As an instance does: a group below the server's in a v1 hierarchy, and a process in it.
     let v1 = format!("/sys/fs/cgroup/pids/kopek/{}/s1/shop.1", test.rack.id());
@@ -276,6 +306,7 @@ fn a_killed_server_keeps_its_network_and_boots_again_with_its_services() {
     test.rack.power_on(&s1).unwrap();
     eventually(|| test.echo(&s1).is_some());
     assert_eq!(test.sh(&s1, "cat /var/lib/kopek/file"), "kept");
+    assert_eq!(test.sh(&s1, "ls -A /tmp"), "");
     assert_ne!(test.sh(&s1, "cat /run/kopek/boot_id"), boot_id);
     assert_eq!(test.sh(&s1, "ip -o addr show dev eth0 | grep -c 10.74.255.9 || true"), "0");
     assert!(matches!(test.rack.power_on(&s1), Err(RackError::AlreadyRunning { .. })));
@@ -326,8 +357,10 @@ fn a_cut_server_is_alone_until_healed_and_stays_cut_over_a_boot() {
 fn a_power_cut_keeps_what_was_flushed_and_loses_what_was_not() {
     let test = rack(2);
     let (s1, s2) = (server(1), server(2));
+    test.sh(&s1, "cd /var/lib/kopek; echo flushed > flushed; sync");
+    // Which services start at boot is flushed by whoever notes it.
     test.start_echo(&s1);
-    test.sh(&s1, "cd /var/lib/kopek; echo flushed > flushed; sync; echo lost > lost");
+    test.sh(&s1, "echo lost > /var/lib/kopek/lost");
     test.rack.power_off(&s1).unwrap();
     assert_eq!(test.state(&s1), "powered-off");
     assert!(!test.can_reach(&s2, &s1), "nothing answers");
@@ -368,7 +401,7 @@ fn a_forwarder_leads_from_a_port_of_the_machine_into_the_rack() {
         format!("{port} is in use: end the program that listens there, or choose another port")
     );
     Rack::down(&test.dir).unwrap();
-    assert_eq!(talk(port), None);
+    TcpListener::bind(port).expect("the forwarder has let its port go");
 }
 
 #[test]
@@ -412,9 +445,12 @@ fn servers_outlive_the_command_that_booted_them() {
     let test = TestRack { rack: Rack::open(&dir).unwrap(), dir, _home: home };
     assert_eq!(test.state(&server(1)), "running");
     let init = test.rack.status().unwrap().servers[0].init.unwrap();
-    let stat = fs::read_to_string(format!("/proc/{init}/stat")).unwrap();
-    let terminal = stat[stat.rfind(')').unwrap() + 2..].split(' ').nth(4).unwrap().to_owned();
-    assert_eq!(terminal, "0", "no terminal can hang it up");
+    // What a terminal hangs up is its session.
+    let session = |process: &str| {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+        stat[stat.rfind(')').unwrap() + 2..].split(' ').nth(3).unwrap().to_owned()
+    };
+    assert_ne!(session(&init.to_string()), session("self"));
 }
 
 #[test]
@@ -437,11 +473,15 @@ fn a_server_whose_processes_somebody_killed_can_be_booted() {
     let test = rack(1);
     let s1 = server(1);
     test.start_echo(&s1);
+    // As an instance does.
+    let v2 = "$(awk '$3 == \"cgroup2\" { print $2 }' /proc/mounts)$KOPEK_CGROUP/shop.1";
+    test.sh(&s1, &format!("mkdir {v2}"));
     let init = test.rack.status().unwrap().servers[0].init.unwrap();
     Command::new("kill").args(["-KILL", &init.to_string()]).status().unwrap();
     eventually(|| test.state(&s1) == "killed");
     test.rack.power_on(&s1).unwrap();
     eventually(|| test.echo(&s1).is_some());
+    assert_eq!(test.sh(&s1, &format!("ls -d {v2} 2>/dev/null || echo gone")), "gone");
 }
 
 #[test]
