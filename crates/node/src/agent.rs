@@ -214,7 +214,7 @@ impl Agent {
         let assigned = assignment.as_ref();
         // Without a word from the store, not even an old one, what the others know is better than nothing.
         if let Some(assignment) = assigned {
-            self.member.apply(self.member_orders(assignment));
+            self.member.apply(member_orders(assignment, *self.feed.confirmed.borrow()));
         }
         if let Some(routes) = &routes {
             self.parts.publish(hand_out::edge_part(me, routes));
@@ -248,15 +248,6 @@ impl Agent {
         *self.feed.confirmed.borrow() == Some(assignment.generation)
     }
 
-    /// An order to start a group is followed only when it is fresh: a second group would part the data.
-    fn member_orders(&self, assignment: &Assignment) -> Option<AssignedMember> {
-        let mut member = assignment.member.clone()?;
-        if member.start == Start::Bootstrap && !self.is_confirmed(assignment) {
-            member.start = Start::Hold;
-        }
-        Some(member)
-    }
-
     fn report(
         &self,
         assignment: Option<&Assignment>,
@@ -283,6 +274,16 @@ impl Agent {
     fn instances(&self) -> std::sync::MutexGuard<'_, Instances> {
         self.instances.lock().expect("no code panics while it holds the instances")
     }
+}
+
+/// An order to start a group is followed only when it is fresh, that is of the generation which the store has
+/// confirmed: a second group would part the data.
+fn member_orders(assignment: &Assignment, confirmed: Option<u64>) -> Option<AssignedMember> {
+    let mut member = assignment.member.clone()?;
+    if member.start == Start::Bootstrap && confirmed != Some(assignment.generation) {
+        member.start = Start::Hold;
+    }
+    Some(member)
 }
 
 /// Pool members whose server the controller has given up: they are in the group but nobody's peer.
@@ -335,5 +336,19 @@ mod tests {
         assert_eq!(dead_members(&assignment), BTreeSet::from([s3]));
         assignment.member = None;
         assert!(dead_members(&assignment).is_empty());
+    }
+
+    #[test]
+    fn an_order_to_start_a_group_waits_for_the_stores_word_and_one_to_join_does_not() {
+        let ordered = |start, confirmed| {
+            let member = AssignedMember { group: Default::default(), start, databases: Default::default() };
+            let nothing = feed::nothing_for(&ServerId::parse("s1").unwrap());
+            let assignment = Assignment { generation: 7, member: Some(member), ..nothing };
+            member_orders(&assignment, confirmed).unwrap().start
+        };
+        assert_eq!(ordered(Start::Bootstrap, Some(7)), Start::Bootstrap);
+        assert_eq!(ordered(Start::Bootstrap, Some(6)), Start::Hold);
+        assert_eq!(ordered(Start::Bootstrap, None), Start::Hold);
+        assert_eq!(ordered(Start::Join, None), Start::Join);
     }
 }

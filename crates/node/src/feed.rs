@@ -115,12 +115,7 @@ pub fn follow(
     }));
     let file = folder.join(STORE_MEMBERS_FILE);
     tokio::spawn(mirror(store, keys::STORE_MEMBERS.to_owned(), move |entries| {
-        let members: StoreMembers = match entries.values().next().map(parse) {
-            Some(Some(members)) => members,
-            // Not understood is not the same as nobody: the members go on.
-            Some(None) => return,
-            None => StoreMembers::default(),
-        };
+        let Some(members) = members_told(entries) else { return };
         to_members.send_if_modified(|current| {
             let changed = current.as_ref() != Some(&members);
             if changed {
@@ -148,6 +143,11 @@ pub(crate) fn nothing_for(me: &ServerId) -> Assignment {
         vips: Vec::new(),
         peers: BTreeMap::new(),
     }
+}
+
+/// Nothing if it is not understood, which is not the same as nobody: the members go on.
+fn members_told(entries: &BTreeMap<String, Entry>) -> Option<StoreMembers> {
+    entries.values().next().map_or(Some(StoreMembers::default()), parse)
 }
 
 fn take_newer(current: &mut Option<Assignment>, next: Assignment) -> bool {
@@ -264,6 +264,24 @@ mod tests {
             assert_eq!(generation(&feed), Some(expected));
             assert_eq!(recall(folder.path(), ASSIGNMENT_FILE), Some(assignment(expected)));
             store.commit(Vec::new(), vec![Op::Delete { key: key.clone() }]).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn store_members_that_cannot_be_read_are_not_the_same_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&folder.path().join("store.redb")).unwrap();
+        let told = async || {
+            let entries = store.range(keys::STORE_MEMBERS).await.unwrap().entries;
+            members_told(&entries.into_iter().map(|entry| (entry.key.clone(), entry)).collect())
+        };
+        assert_eq!(told().await, Some(StoreMembers::default()));
+        let one =
+            StoreMembers { cluster: "c1".to_owned(), members: [(me(), "10.0.0.1".parse().unwrap())].into() };
+        for (value, expected) in [(serde_json::to_vec(&one).unwrap(), Some(one)), (b"{".to_vec(), None)] {
+            let put = Op::Put { key: keys::STORE_MEMBERS.to_owned(), value, lease: None };
+            store.commit(Vec::new(), vec![put]).await.unwrap();
+            assert_eq!(told().await, expected);
         }
     }
 

@@ -55,3 +55,66 @@ pub fn sql_part(
         .collect();
     SqlPart { server: me.clone(), sites, listeners, member, writes_for }
 }
+
+#[cfg(test)]
+mod tests {
+    use kopek_core::part::RoutedWriter;
+
+    use super::*;
+    use crate::feed;
+
+    fn server(name: &str) -> ServerId {
+        ServerId::parse(name).unwrap()
+    }
+
+    fn assignment(standing: Standing) -> Assignment {
+        Assignment { generation: 7, standing, ..feed::nothing_for(&server("s1")) }
+    }
+
+    fn route(name: &str, number: u32, writer: Option<RoutedWriter>) -> (SiteName, Route) {
+        let site = SiteName::parse(name).unwrap();
+        (site.clone(), Route { site, number, domains: Vec::new(), backends: BTreeMap::new(), writer })
+    }
+
+    #[test]
+    fn a_server_writes_for_its_own_sites_while_it_is_up_or_draining() {
+        let writer = |name: &str, epoch| {
+            let relay = "10.0.0.1:7403".parse().unwrap();
+            Some(RoutedWriter { server: server(name), relay, epoch })
+        };
+        let [blog, shop, wiki] =
+            [route("blog", 5, writer("s1", 3)), route("shop", 6, writer("s2", 4)), route("wiki", 7, None)];
+        let own = BTreeMap::from([(blog.0.clone(), 3)]);
+        let routes = BTreeMap::from([blog, shop, wiki]);
+        let part = |assignment: Option<&Assignment>| {
+            sql_part(&server("s1"), assignment, &routes, BTreeMap::new(), None)
+        };
+        for (standing, writes_for) in [
+            (Standing::Up, own.clone()),
+            (Standing::Draining, own),
+            (Standing::Dead, BTreeMap::new()),
+            (Standing::Returning, BTreeMap::new()),
+        ] {
+            let part = part(Some(&assignment(standing)));
+            assert_eq!(part.writes_for, writes_for, "{standing:?}");
+            let sites = part.sites.values().map(|site| (site.number, site.writer.as_ref().map(|w| w.epoch)));
+            assert_eq!(sites.collect::<Vec<_>>(), [(5, Some(3)), (6, Some(4)), (7, None)]);
+        }
+        assert_eq!(part(None).writes_for, BTreeMap::new());
+    }
+
+    #[test]
+    fn files_keeps_images_in_use_and_hears_only_a_confirmation_of_what_it_was_told() {
+        let [assigned, in_use] = ["a", "b"].map(|digit| Digest::parse(&digit.repeat(64)).unwrap());
+        let images = BTreeSet::from([assigned.clone()]);
+        let assignment = Assignment { images, ..assignment(Standing::Up) };
+        let part = |confirmed| {
+            let in_use = BTreeSet::from([in_use.clone()]);
+            files_part(&server("s1"), Some(&assignment), confirmed, in_use, BTreeMap::new())
+        };
+        assert_eq!(part(None).images, [assigned, in_use.clone()]);
+        assert_eq!(part(Some(7)).confirmed, Some(7));
+        assert_eq!(part(Some(6)).confirmed, None);
+        assert_eq!(part(None).confirmed, None);
+    }
+}

@@ -188,6 +188,7 @@ impl Instances {
 #[cfg(test)]
 mod tests {
     use kopek_core::config::Dirs;
+    use kopek_core::converge::Local;
     use kopek_core::desired::{Internet, Limits};
     use kopek_core::placement::Stage;
     use kopek_core::{Bytes, Digest, MilliCores, ServerId, SiteName};
@@ -243,6 +244,55 @@ mod tests {
             instances.heard(word);
         }
         assert!(has_ended, "what it started after that would run for ever");
+    }
+
+    #[tokio::test]
+    async fn after_a_restart_what_runs_is_adopted_and_everything_else_is_left_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        let (before, _) = Instances::find(&config, "/bin/false".into());
+        let mut process =
+            tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        let pid = process.id().unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let started_at: u64 =
+            stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().parse().unwrap();
+        let [served, unproved, replaced, bare] =
+            ["shop.1", "shop.2", "shop.3", "shop.4"].map(|id| InstanceId::parse(id).unwrap());
+        // The pid of the third one is another process's by now.
+        for (id, started_at) in [(&served, started_at), (&unproved, started_at), (&replaced, started_at - 1)]
+        {
+            let spec = before.spec(id, &instance());
+            let running = serde_json::json!({
+                "id": id, "dir": spec.dir, "pid": pid, "started_at": started_at, "stop_signal": 15,
+            });
+            std::fs::create_dir_all(&spec.dir).unwrap();
+            std::fs::write(spec.dir.join("spec.json"), serde_json::to_vec(&spec).unwrap()).unwrap();
+            std::fs::write(spec.dir.join("running.json"), running.to_string()).unwrap();
+        }
+        std::fs::write(served_mark(&before.spec(&served, &instance())), "").unwrap();
+        std::fs::create_dir(before.dir(&bare)).unwrap();
+
+        let (instances, mut words) = Instances::find(&config, "/bin/false".into());
+        let known = |phase| Local::Known { phase, number: Some(7) };
+        let expected = [
+            (served.clone(), known(Phase::Serving)),
+            (unproved.clone(), known(Phase::Starting)),
+            (replaced, Local::Leftover),
+            (bare, Local::Leftover),
+        ];
+        assert_eq!(instances.local(), expected.into());
+        let reached: Vec<InstanceId> = instances.listeners().into_keys().collect();
+        assert_eq!(reached, [served.clone(), unproved.clone()], "by sql");
+        assert_eq!(instances.gates().into_keys().collect::<Vec<_>>(), reached);
+
+        process.kill().await.unwrap();
+        let mut heard = BTreeMap::new();
+        while heard.len() < 2 {
+            let word = next(&mut words).await;
+            heard.insert(word.id, matches!(word.happening, Happening::Ended));
+        }
+        assert_eq!(heard, [(served, true), (unproved, false)].into(), "both are watched");
     }
 
     #[tokio::test]

@@ -67,3 +67,34 @@ pub fn memory_free() -> Bytes {
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0);
     Bytes(kib / STEP_KIB * STEP_KIB * 1024)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_network_is_the_interfaces_and_at_least_its_own_address() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(networks_of("lo", address("10.1.2.3")).contains(&(address("127.0.0.0"), 8)));
+        assert_eq!(networks_of("absent", address("10.1.2.3")), [(address("10.1.2.3"), 32)]);
+        assert_eq!(networks_of("absent", address("fd00::1")), [(address("fd00::1"), 128)]);
+    }
+
+    #[test]
+    fn a_virtual_servers_boot_id_counts_more_than_the_kernels() {
+        let run = tempfile::tempdir().unwrap();
+        let dirs = Dirs { run: run.path().into(), ..Dirs::default() };
+        let kernels = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        assert_eq!(boot_id(&dirs), kernels.trim());
+        std::fs::write(run.path().join("boot_id"), "own\n").unwrap();
+        assert_eq!(boot_id(&dirs), "own");
+    }
+
+    #[test]
+    fn free_disk_and_memory_are_told_in_steps_and_as_none_where_nothing_can_be_told() {
+        let (disk, memory) = (disk_free(Path::new("/")), memory_free());
+        assert!(disk.0 > 0 && disk.0.is_multiple_of(16 << 20), "{disk:?}");
+        assert!(memory.0 > 0 && memory.0.is_multiple_of(64 << 20), "{memory:?}");
+        assert_eq!(disk_free(Path::new("/absent")), Bytes(0));
+    }
+}

@@ -12,6 +12,7 @@ use kopek_core::config::{Dirs, SQL_PORT, ServerConfig};
 use kopek_core::part::{RoutedWriter, SqlListener, SqlPart, SqlSite};
 use kopek_core::{InstanceId, ServerId, SiteName};
 use kopek_link::{CellAuthority, Csr, DialError, Identity, Parts, Preamble, dial_stream};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
@@ -86,6 +87,7 @@ impl Member {
         self.process = Command::new("mariadbd")
             .args(["--no-defaults", "--user=mysql", "--skip-name-resolve", "--bind-address=127.0.0.1"])
             .args(["--skip-networking=0", "--max-allowed-packet=64M", "--innodb-buffer-pool-size=16M"])
+            .arg("--max-connections=600")
             .arg(format!("--port={}", self.port))
             .arg(format!("--datadir={}", self.folder.path().join("data").display()))
             .arg(format!("--socket={}", self.socket().display()))
@@ -313,20 +315,34 @@ async fn a_writer_that_is_relieved_cuts_those_who_have_not_heard_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_waits_for_the_writer_and_for_a_member_that_is_still_starting() {
+async fn a_writer_that_comes_back_in_a_later_epoch_has_no_connections_of_the_earlier_one() {
     let (cell, member) = (Cell::new(), Member::new("m1").await);
-    let (gone, port) = (SocketAddr::from(([127, 0, 0, 1], 1)), member.address());
+    let mut s1 = cell.server(1).await.with_member(&member).with_instance("blog.1");
+    s1.learns("blog", Some((1, 1)));
+    let socket = s1.listens("blog.1").await;
+    let session = long_statement(&socket);
+    until("the session runs", async || member.connections_of("blog").await == "1").await;
+    // Another server wrote in epoch 2; word of that never came here.
+    s1.learns("blog", Some((1, 3)));
+    let cut = timeout(SOON, session.wait_with_output()).await.expect("cut").unwrap();
+    answer_of(cut).unwrap_err();
+    assert_eq!(client(&socket, "blog", WHO).await.unwrap(), "m1 blog@127.1.0.5");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_waits_for_the_writer_and_for_a_member_that_is_still_starting() {
+    let (cell, mut member) = (Cell::new(), Member::new("m1").await);
+    member.process.kill().await.unwrap();
     let mut s1 = cell.server(1).await.with_instance("blog.1");
     s1.learns("blog", None);
     let socket = s1.listens("blog.1").await;
     let mut waiting = client_command(&socket, "blog", WHO).spawn().unwrap();
     sleep(Duration::from_millis(500)).await;
-    s1.part.member = Some(gone);
+    s1.part.member = Some(member.address());
     s1.learns("blog", Some((1, 1)));
     sleep(Duration::from_millis(500)).await;
     assert!(waiting.try_wait().unwrap().is_none(), "it waits");
-    s1.part.member = Some(port);
-    s1.learns("blog", Some((1, 1)));
+    let _member = member.started().await;
     let served = timeout(SOON, waiting.wait_with_output()).await.unwrap().unwrap();
     assert_eq!(answer_of(served).unwrap(), "m1 blog@127.1.0.5");
 }
@@ -366,12 +382,49 @@ async fn more_than_256_waiting_connections_of_a_site_are_turned_away_at_once() {
     .await;
     let mut neighbour = UnixStream::connect(&other).await.unwrap();
     timeout(Duration::from_millis(300), neighbour.read_u8()).await.expect_err("the other site's waits");
+    let left = Instant::now();
     drop(waiting);
     until("places are free again", async || {
         let mut next = UnixStream::connect(&socket).await.unwrap();
         timeout(Duration::from_millis(200), next.read_u8()).await.is_err()
     })
     .await;
+    // Places whose clients left unnoticed would be free only after 10 s.
+    assert!(left.elapsed() < Duration::from_secs(5), "{:?}", left.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_has_512_connections_and_no_more_while_another_has_its_own() {
+    // Each has four ends in this process, and shells often allow 1024.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let (cell, member) = (Cell::new(), Member::new("m1").await);
+    let mut s1 = cell.server(1).await.with_member(&member).with_instance("blog.1").with_instance("shop.1");
+    s1.learns("blog", Some((1, 1)));
+    s1.learns("shop", Some((1, 1)));
+    let (blog, shop) = (s1.listens("blog.1").await, s1.listens("shop.1").await);
+    // The first word on a connection: the member's greeting (protocol version 10) or an error packet.
+    let first_word = async |socket: &Path| {
+        let mut connection = UnixStream::connect(socket).await.unwrap();
+        let mut packet = [0; 7];
+        timeout(SOON, connection.read_exact(&mut packet)).await.expect("a first word").unwrap();
+        (connection, packet[4..].to_vec())
+    };
+    let mut open = Vec::new();
+    // The connection that found the socket may still count.
+    until("512 are not too many", async || {
+        while open.len() < 512 {
+            let (connection, word) = first_word(&blog).await;
+            if word[0] != 10 {
+                return false;
+            }
+            open.push(connection);
+        }
+        true
+    })
+    .await;
+    assert_eq!(first_word(&blog).await.1, [0xff, 0x10, 0x04], "one too many");
+    assert_eq!(first_word(&shop).await.1[0], 10, "the other site's");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -489,8 +542,12 @@ async fn an_instance_finds_mysql_on_its_own_loopback_also_in_a_namespace_made_an
     namespace.replace().await;
     until("it answers in the new namespace", is_served).await;
 
+    let session = long_statement(&s1.listens("blog.1").await);
+    until("the session runs", async || member.connections_of("blog").await == "1").await;
     s1.part.listeners.clear();
     s1.learns("blog", Some((1, 1)));
+    let cut = timeout(SOON, session.wait_with_output()).await.expect("cut").unwrap();
+    answer_of(cut).unwrap_err();
     let is_refused =
         async || namespace.ask(WHO).await.is_err_and(|complaint| complaint.contains("Can't connect"));
     until("nobody listens any more", is_refused).await;

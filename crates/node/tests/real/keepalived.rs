@@ -100,6 +100,25 @@ fn an_address_moves_from_a_killed_server_and_from_an_ill_edge() {
 }
 
 #[test]
+fn what_a_killed_keepalived_left_is_off_before_the_next_one_announces() {
+    const X: &str = "10.93.2.100";
+    const Y: &str = "10.93.2.101";
+    let (x, y): (IpAddr, IpAddr) = (X.parse().unwrap(), Y.parse().unwrap());
+    let mut rack = rack("l", 2);
+    let server = rack.server();
+    let killed = Announcer::on(&server);
+    killed.apply(&[vip(X, 254)], Health::Well);
+    eventually("x is held", SOON, || (killed.held() == [x]).then_some(()));
+    drop(killed);
+    server.kill_everything();
+    let next = Announcer::on(&server);
+    assert!(next.really_held(&x), "a killed keepalived cannot clean up");
+    next.apply(&[vip(Y, 254)], Health::Well);
+    eventually("y is held", SOON, || next.really_held(&y).then_some(()));
+    assert!(!next.really_held(&x));
+}
+
+#[test]
 fn an_address_that_is_announced_no_more_goes_at_once_and_others_stay() {
     const X: &str = "10.93.2.100";
     const Y: &str = "10.93.2.101";

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::BootSpec;
@@ -59,7 +60,11 @@ fn mount_disk(spec: &BootSpec) -> Result<(), RackError> {
 fn mount_runtime() -> Result<(), RackError> {
     // Else this namespace would keep other servers' network namespaces, mounted in /run/netns, alive.
     for place in mounts_below("/run/").into_iter().rev() {
-        umount2(place.as_str(), MntFlags::MNT_DETACH).doing(|| format!("unmount {place}"))?;
+        match umount2(place.as_str(), MntFlags::MNT_DETACH) {
+            // Its server is being taken down at this moment: removing the file unmounts it everywhere.
+            Err(Errno::ENOENT | Errno::EINVAL) => {}
+            other => other.doing(|| format!("unmount {place}"))?,
+        }
     }
     fresh("tmpfs", "/run", "mode=755")?;
     fresh("tmpfs", "/dev/shm", "mode=1777")?;
