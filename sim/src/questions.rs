@@ -1,9 +1,9 @@
 //! What tests ask a simulated cell.
 
 use kopek_core::desired::Standing;
-use kopek_core::observed::{MemberState, Phase};
+use kopek_core::observed::{MemberState, Phase, Report};
 use kopek_core::placement::{PlacedVip, Stage};
-use kopek_core::plan::{Blocked, is_converged};
+use kopek_core::plan::{Blocked, Step, is_converged, plan};
 use kopek_core::{InstanceId, ServerId};
 
 use crate::cell::Cell;
@@ -41,6 +41,21 @@ impl Cell {
         let placement = self.placed.sites.get(&rack::site(site))?;
         let found = placement.instances.iter().find(|(_, i)| i.server.as_str() == name);
         found.map(|(id, _)| id.clone())
+    }
+
+    /// What the active controller heard of a server last; tests change it and see what is planned then.
+    pub fn heard_of(&mut self, name: &str) -> &mut Report {
+        let controller = self.controller.as_mut().expect("tests ask when there is a controller");
+        let seen = controller.observed.servers.get_mut(&rack::server(name));
+        &mut seen.expect("tests ask when it has reported").report
+    }
+
+    /// What is planned now, and what is blocked.
+    pub fn planned(&self) -> Vec<String> {
+        let controller = self.controller.as_ref().expect("tests ask when there is a controller");
+        let plan = plan(&self.desired, &self.placed, &controller.observed, self.now);
+        let steps = plan.steps.iter().map(Step::to_string);
+        steps.chain(plan.blocked.iter().map(Blocked::to_string)).collect()
     }
 
     /// Why the cell is not whole: what is left to do, blocked, dead or not served.

@@ -199,6 +199,10 @@ mod tests {
             error(&format!("{GOOD}[dirs]\nsttae = \"/x\"\n")),
             "kopek.toml line 5: unknown key \"sttae\"; did you mean \"state\"?"
         );
+        assert_eq!(
+            error(&format!("{GOOD}zzzzzzzzzz = 2\n")),
+            "kopek.toml line 4: unknown key \"zzzzzzzzzz\"; remove it"
+        );
     }
 
     #[test]

@@ -151,13 +151,34 @@ mod tests {
 
     #[test]
     fn names_that_could_leave_a_folder_or_a_shell_word_are_refused() {
-        for text in ["", "..", "a/b", "A", "1a", "a b", "a;b", "a\n"] {
+        for text in ["", "..", "a/b", "A", "1a", "a b", "a;b", "a\n", "-a", ".a", &"a".repeat(65)] {
             assert!(SiteName::parse(text).is_err(), "{text:?}");
             assert!(ServerId::parse(text).is_err(), "{text:?}");
             assert!(ImageName::parse(text).is_err(), "{text:?}");
         }
-        for text in ["blog", "blog.", "blog.x", "blog.01", "../x.1", "blog.1.2"] {
+        for text in ["a.b", &"a".repeat(33)] {
+            assert!(SiteName::parse(text).is_err(), "{text:?}");
+            assert!(ServerId::parse(text).is_err(), "{text:?}");
+        }
+        for text in ["blog", "blog.", "blog.x", "blog.01", "../x.1", "blog.1.2", "a/b.1", "A.1", ".1"] {
             assert!(InstanceId::parse(text).is_err(), "{text:?}");
+        }
+        assert!(SiteName::parse(&"a".repeat(32)).is_ok() && ImageName::parse(&"a".repeat(64)).is_ok());
+    }
+
+    #[test]
+    fn a_digest_is_64_hexadecimal_digits_in_lower_case() {
+        assert!(Digest::parse(&"0a".repeat(32)).is_ok());
+        for text in ["0a".repeat(31), "0a".repeat(33), "0A".repeat(32), "0g".repeat(32), "./".repeat(32)] {
+            assert!(Digest::parse(&text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_document_with_a_name_that_is_none_is_refused() {
+        assert_eq!(serde_json::from_str::<SiteName>("\"blog\"").unwrap().as_str(), "blog");
+        for text in ["\"../x\"", "\"\"", "\"A\""] {
+            assert!(serde_json::from_str::<SiteName>(text).is_err(), "{text}");
         }
     }
 
@@ -165,7 +186,9 @@ mod tests {
     fn a_domain_is_a_host_name_without_port() {
         assert!(Domain::parse("www.example.org").is_ok());
         assert!(Domain::parse("10.1.2.3").is_ok());
-        for text in ["", "a..b", "-a.org", "a.org:80", "A.org", "a.org."] {
+        let long = vec!["a".repeat(63); 4].join(".");
+        assert!(Domain::parse(&long[2..]).is_ok());
+        for text in ["", "a..b", "-a.org", "a-.org", "a.org:80", "A.org", "a.org.", &"a".repeat(64), &long] {
             assert!(Domain::parse(text).is_err(), "{text:?}");
         }
     }

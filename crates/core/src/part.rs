@@ -121,3 +121,19 @@ pub fn site_loopback(number: u32) -> IpAddr {
     assert!(number < 1 << 23, "site number {number} is beyond the loopback range");
     IpAddr::from((0x7f01_0000 + number).to_be_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_site_has_a_loopback_address_of_its_own_and_none_is_the_servers() {
+        let address = |number| site_loopback(number).to_string();
+        assert_eq!(
+            [1, 255, 256, 65_536].map(address),
+            ["127.1.0.1", "127.1.0.255", "127.1.1.0", "127.2.0.0"]
+        );
+        assert_eq!(address((1 << 23) - 1), "127.128.255.255");
+        assert!(std::panic::catch_unwind(|| site_loopback(1 << 23)).is_err());
+    }
+}

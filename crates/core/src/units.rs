@@ -77,9 +77,24 @@ mod tests {
 
     #[test]
     fn a_load_is_a_number_that_is_not_negative() {
-        assert_eq!(["2", "1.5", "0", "0.0004"].map(str::parse), [2_000, 1_500, 0, 0].map(|n| Ok(Load(n))));
+        assert_eq!(
+            ["2", "1.5", "0.0006", "0.0004"].map(str::parse),
+            [2_000, 1_500, 1, 0].map(|n| Ok(Load(n)))
+        );
         for text in ["", "x", "-1", "NaN", "inf", "1e12"] {
             assert_eq!(text.parse::<Load>(), Err(NotALoad(text.to_owned())));
         }
+    }
+
+    #[test]
+    fn no_time_has_passed_since_a_moment_that_is_still_to_come() {
+        assert_eq!(Moment(5).millis_since(Moment(3)), 2);
+        assert_eq!(Moment(3).millis_since(Moment(5)), 0);
+    }
+
+    #[test]
+    fn bytes_are_told_in_the_largest_unit_of_which_there_is_one() {
+        let told = [0, 1_023, 1_024, 1_536, 1 << 20, 5 << 40].map(|n| Bytes(n).to_string());
+        assert_eq!(told, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "5.0 TiB"]);
     }
 }

@@ -1,12 +1,12 @@
 //! What an agent does about its instances.
 
 use kopek_core::Moment;
-use kopek_core::assignment::Assignment;
+use kopek_core::assignment::{AssignedVolume, Assignment};
 use kopek_core::converge::{HostAction, Local, Running, STOP_GRACE_MS, converge};
 use kopek_core::desired::Standing;
 use kopek_core::observed::Phase;
 use kopek_core::placement::Stage;
-use kopek_sim::rack;
+use kopek_sim::rack::{self, rack};
 
 const NOW: Moment = Moment(50_000);
 /// The number of the rack's only site.
@@ -52,6 +52,13 @@ fn an_instance_is_created_when_its_image_and_its_volume_are_complete() {
     let assignment = assignment();
     let mut running = complete(&assignment);
     assert_eq!(doing(&assignment, &running), ["create shop.1"]);
+    let volume = running.volumes.values().next().unwrap().clone();
+    let older = AssignedVolume { tree: rack::digest("shop", 0), ..volume.clone() };
+    let of_another_site = AssignedVolume { number: NUMBER + 1, ..volume };
+    for other in [older, of_another_site] {
+        running.volumes.values_mut().for_each(|here| *here = other.clone());
+        assert_eq!(doing(&assignment, &running), ["shop.1 waits for volume"], "{other:?}");
+    }
     running.volumes.clear();
     assert_eq!(doing(&assignment, &running), ["shop.1 waits for volume"]);
     running.images.clear();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kopek_core::Moment;
 use kopek_core::assign::{assignments, routes, with_generation};
 use kopek_core::desired::Standing;
-use kopek_core::observed::Observed;
+use kopek_core::observed::{Observed, Report, SeenVolume};
 use kopek_core::placement::Stage;
 use kopek_sim::{Cell, rack};
 
@@ -32,11 +32,13 @@ fn servers_of(cell: &Cell, site: &str) -> BTreeSet<String> {
 
 #[test]
 fn instances_go_to_different_racks_and_to_the_emptiest_servers() {
-    let rack = rack().server_in("left", "a", 4).server_in("left", "b", 4).server_in("right", "c", 4);
+    let rack = rack().server_in("left", "a", 4).server_in("right", "b", 4).server_in("right", "c", 4);
+    let rack = rack.server_in("left", "d", 4);
     let mut cell = rack.site("shop", 2).site("blog", 1).start();
     cell.settle(30_000);
     assert_eq!(servers_of(&cell, "blog"), BTreeSet::from(["a".to_owned()]));
-    assert_eq!(servers_of(&cell, "shop"), BTreeSet::from(["b".to_owned(), "c".to_owned()]));
+    // Not `a`, which is fuller; and not `c`, which is of the same rack as `b`.
+    assert_eq!(servers_of(&cell, "shop"), BTreeSet::from(["b".to_owned(), "d".to_owned()]));
 }
 
 #[test]
@@ -105,7 +107,7 @@ fn a_site_keeps_serving_while_its_server_drains() {
 }
 
 #[test]
-fn a_drained_instance_stays_until_its_visitors_have_left_or_its_time_is_over() {
+fn a_drained_instance_stays_until_its_visitors_have_left() {
     let mut cell = three().site_between("shop", 2, 2).start();
     cell.settle(30_000);
     let site = cell.desired.sites.values_mut().next().unwrap();
@@ -166,6 +168,9 @@ fn a_server_that_returns_runs_nothing_before_it_has_caught_up() {
     cell.run_ms(5_000);
     cell.boot("c");
     let begin = cell.log.len();
+    cell.run_until("c is back", 30_000, |cell| cell.standing("c") == Some(Standing::Up));
+    let deployed = kopek_sim::rack::digest("shop", 2);
+    assert!(cell.machines[&kopek_sim::rack::server("c")].trees().any(|tree| *tree == deployed));
     cell.settle(30_000);
     let said = said_since(&cell, begin);
     let back = said.iter().position(|line| line.starts_with("readmit c")).expect("it is readmitted");
@@ -285,6 +290,19 @@ fn a_route_does_not_lead_to_an_instance_of_an_earlier_site_of_that_name() {
     assert_eq!(led_to(&cell), 0);
 }
 
+#[test]
+fn a_route_keeps_the_backends_of_a_server_that_a_new_controller_has_not_heard_of_and_gets_no_new_ones_there()
+{
+    let mut cell = three().site("shop", 2).start();
+    cell.settle(30_000);
+    let nobody = Observed { since: cell.now, ..Observed::default() };
+    let after = |previous| routes(&cell.desired, &cell.placed, &nobody, previous);
+    assert_eq!(after(&cell.routes), cell.routes);
+    let mut empty = cell.routes.clone();
+    empty.values_mut().for_each(|route| route.backends.clear());
+    assert_eq!(after(&empty), empty);
+}
+
 /// Where the VIPs are, as keepalived has put them.
 fn held(cell: &Cell) -> Vec<String> {
     let at = |vip| cell.machines.values().find(|machine| machine.vips.contains(vip));
@@ -320,6 +338,7 @@ fn a_server_that_has_just_joined_may_take_its_time_to_start() {
     let mut seen = cell.controller.as_ref().unwrap().observed.clone();
     let new = kopek_sim::rack::server("c");
     seen.servers.remove(&new);
+    seen.since = Moment(0); // long before it joined
     seen.refused.insert(new.clone(), Moment(cell.now.0 - 500));
     let deaths = |cell: &Cell| {
         let plan = kopek_core::plan::plan(&cell.desired, &cell.placed, &seen, cell.now);
@@ -360,7 +379,7 @@ fn a_vip_leaves_a_draining_server_on_purpose_and_a_last_server_keeps_it() {
 }
 
 #[test]
-fn a_vip_that_was_to_move_stays_when_its_next_holder_dies() {
+fn a_vip_that_was_let_go_to_an_edge_that_dies_goes_to_another_one() {
     let mut cell = three().start();
     cell.settle(30_000);
     cell.drain("b");
@@ -390,16 +409,32 @@ fn an_assignment_gets_a_new_generation_only_when_it_says_something_new() {
 }
 
 #[test]
-fn an_instance_goes_where_the_volume_is_already() {
-    let mut cell = three().site("shop", 1).start();
-    cell.settle(30_000);
-    let seen = &mut cell.controller.as_mut().unwrap().observed;
-    let b = seen.servers.get_mut(&kopek_sim::rack::server("b")).unwrap();
-    b.report.volumes.clear();
-    let seen = seen.clone();
-    cell.desired.sites.values_mut().for_each(|site| site.min = 2);
-    let plan = kopek_core::plan::plan(&cell.desired, &cell.placed, &seen, cell.now);
-    assert_eq!(plan.steps.len(), 1);
-    assert!(plan.steps[0].to_string().starts_with("place shop.2 on c"), "{}", plan.steps[0]);
-    assert!(plan.at > Moment(0));
+fn an_instance_goes_where_the_image_and_its_own_volume_are_already() {
+    let volume = |report: &mut Report| report.volumes.pop_first().expect("it has one").1;
+    let lacks: [fn(&mut Report, SeenVolume); 4] = [
+        |report, volume| {
+            report.images.clear();
+            report.volumes.insert(kopek_sim::rack::site("shop"), volume);
+        },
+        |_, _| {},
+        |report, volume| {
+            let number = volume.number - 1;
+            report.volumes.insert(kopek_sim::rack::site("shop"), SeenVolume { number, ..volume });
+        },
+        |report, volume| {
+            let tree = kopek_sim::rack::digest("shop", 0);
+            report.volumes.insert(kopek_sim::rack::site("shop"), SeenVolume { tree, ..volume });
+        },
+    ];
+    for lack in lacks {
+        let mut cell = three().site("shop", 1).start();
+        cell.settle(30_000);
+        cell.desired.sites.values_mut().for_each(|site| site.min = 2);
+        assert!(cell.planned()[0].starts_with("place shop.2 on b"), "{:?}", cell.planned());
+        let report = cell.heard_of("b");
+        let volume = volume(report);
+        lack(report, volume);
+        assert_eq!(cell.planned().len(), 1);
+        assert!(cell.planned()[0].starts_with("place shop.2 on c"), "{:?}", cell.planned());
+    }
 }

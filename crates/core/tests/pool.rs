@@ -1,0 +1,245 @@
+//! Who is a member of the pool, who starts it, and which member serves a site.
+
+use kopek_core::assign::assignments;
+use kopek_core::assignment::Start;
+use kopek_core::desired::Standing;
+use kopek_core::observed::{MemberState, Position, SeenMember};
+use kopek_core::{Moment, ServerId};
+use kopek_sim::rack::{server, site};
+use kopek_sim::{Cell, rack};
+
+fn cell_of(servers: &[&str]) -> Cell {
+    let mut cell = servers.iter().fold(rack(), |rack, name| rack.server(name, 4)).site("shop", 1).start();
+    cell.settle(30_000);
+    cell
+}
+
+fn stand(cell: &mut Cell, name: &str, standing: Standing) {
+    cell.desired.servers.get_mut(&server(name)).expect("a server of this cell").standing = standing;
+}
+
+fn member<'a>(cell: &'a mut Cell, name: &str) -> &'a mut SeenMember {
+    cell.heard_of(name).member.as_mut().expect("a member")
+}
+
+fn unready() -> MemberState {
+    MemberState::Unready { why: "no quorum".to_owned() }
+}
+
+/// Three members, none in service since long, each at this position.
+fn stopped(states: [MemberState; 3], seqnos: [i64; 3]) -> Cell {
+    let mut cell = cell_of(&["a", "b", "c"]);
+    cell.run_ms(3_000);
+    for ((name, state), seqno) in ["a", "b", "c"].into_iter().zip(states).zip(seqnos) {
+        let group = if seqno < 0 { "none" } else { "group-1" }.to_owned();
+        *member(&mut cell, name) =
+            SeenMember { state, group_size: 0, position: Some(Position { group, seqno }), databases: vec![] };
+    }
+    cell.placed.pool.stopped = Some(Moment(0));
+    cell
+}
+
+/// What is decided about the pool and its writers.
+fn decided(cell: &Cell) -> Vec<String> {
+    let about = |line: &String| line.contains("pool") || line.contains("writer");
+    cell.planned().into_iter().filter(about).collect()
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn the_pool_has_an_odd_number_of_members_over_the_racks() {
+    let members = |servers: usize, size| {
+        let rack = (0..servers)
+            .fold(rack(), |rack, n| rack.server_in(&format!("r{}", n / 3), &format!("s{}", n + 1), 4));
+        let mut cell = rack.pool(size).site("shop", 1).start();
+        cell.settle(60_000);
+        cell.placed.pool.members.iter().map(ServerId::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(members(2, 3), ["s1"]);
+    assert_eq!(members(4, 3), ["s1", "s2", "s4"]);
+    assert_eq!(members(4, 5), ["s1", "s2", "s4"]);
+    assert_eq!(members(6, 5), ["s1", "s2", "s3", "s4", "s5"]);
+}
+
+#[test]
+fn a_member_of_a_draining_server_is_replaced_then_moved_off_then_struck_off() {
+    let mut cell = cell_of(&["a", "b", "c", "d"]);
+    let begin = cell.log.len();
+    cell.drain("a");
+    cell.run_until("a is no member", 30_000, |cell| !cell.placed.pool.members.contains(&server("a")));
+    let said: Vec<&str> = cell.log[begin..]
+        .iter()
+        .filter_map(|line| line.split_once("s  ")?.1.trim().split(':').next())
+        .filter(|line| line.contains("pool") || line.contains("writer"))
+        .collect();
+    assert_eq!(said, ["pool member d", "writer of shop is b (epoch 2)", "no pool member a"]);
+
+    let mut cell = cell_of(&["a", "b", "c", "d"]);
+    cell.drain("c");
+    assert_eq!(decided(&cell), ["pool member d: the pool has 2 of 3 members", "no pool member c: c drains"]);
+    let observed = &mut cell.controller.as_mut().unwrap().observed;
+    let unheard = observed.servers.remove(&server("d"));
+    assert_eq!(decided(&cell), NOTHING, "d has not reported, and three are wanted");
+    cell.controller.as_mut().unwrap().observed.servers.extend(unheard.map(|seen| (server("d"), seen)));
+    cell.drain("d");
+    assert_eq!(decided(&cell), NOTHING, "d drains too");
+}
+
+#[test]
+fn no_member_leaves_while_it_writes_or_alone_is_in_service() {
+    let mut cell = cell_of(&["a", "b", "c"]);
+    cell.desired.cell.pool_size = 1;
+    assert_eq!(decided(&cell), ["no pool member c: 1 members are enough"]);
+    cell.placed.sites.get_mut(&site("shop")).unwrap().writer.as_mut().unwrap().server = server("c");
+    assert_eq!(decided(&cell), NOTHING, "c writes");
+    for name in ["a", "b"] {
+        member(&mut cell, name).state = MemberState::Starting;
+    }
+    assert_eq!(decided(&cell), ["blocked, pool: c cannot leave: no other member is in service"]);
+}
+
+#[test]
+fn that_the_pool_serves_again_is_noted() {
+    let mut cell = cell_of(&["a", "b", "c"]);
+    cell.placed.pool.stopped = Some(Moment(0));
+    assert_eq!(decided(&cell), ["pool serves again: a is synced"]);
+}
+
+#[test]
+fn the_member_that_writes_for_a_site_makes_its_database_and_no_other() {
+    let cell = cell_of(&["a", "b", "c"]);
+    let seen = &cell.controller.as_ref().unwrap().observed;
+    let all = assignments(&cell.desired, &cell.placed, seen);
+    let makes = ["a", "b", "c"].map(|name| all[&server(name)].member.as_ref().unwrap().databases.len());
+    assert_eq!(makes, [1, 0, 0]);
+}
+
+#[test]
+fn nobody_becomes_a_member_of_a_pool_that_could_give_it_no_copy() {
+    let mut cell = stopped([unready(), unready(), unready()], [5, 5, 5]);
+    cell.desired.servers.remove(&server("c"));
+    let mut new = cell.desired.servers[&server("b")].clone();
+    new.name = server("d");
+    let mut seen = cell.controller.as_ref().unwrap().observed.servers[&server("b")].clone();
+    (seen.report.server, seen.report.member) = (server("d"), None);
+    cell.desired.servers.insert(server("d"), new);
+    cell.controller.as_mut().unwrap().observed.servers.insert(server("d"), seen);
+    assert!(!decided(&cell).iter().any(|line| line.starts_with("pool member")), "{:?}", decided(&cell));
+}
+
+#[test]
+fn after_a_stop_the_newest_starts_when_nothing_else_can_bring_the_pool_back() {
+    use MemberState::{Starting, Stopped};
+    let start = |name, seqno| [format!("start the pool on {name}: newest of 3 members, at {seqno}")];
+    assert_eq!(decided(&stopped([Stopped, Stopped, Stopped], [5, 7, 6])), start("b", 7));
+    assert_eq!(
+        decided(&stopped([Stopped, Stopped, Stopped], [-1, 6, 6])),
+        start("b", 6),
+        "a never had a copy"
+    );
+    assert_eq!(
+        decided(&stopped([unready(), Starting, Stopped], [5, 7, 6])),
+        NOTHING,
+        "a may give b its copy"
+    );
+    let mut cell = stopped([unready(), unready(), Stopped], [7, 6, 5]);
+    assert_eq!(decided(&cell), start("a", 7), "they had the time to find one another");
+    cell.placed.pool.stopped = Some(Moment(cell.now.0 - 7_999));
+    assert_eq!(decided(&cell), NOTHING, "a and b may find one another again");
+    *member(&mut cell, "b") = SeenMember { state: Stopped, ..member(&mut cell, "b").clone() };
+    assert_eq!(decided(&cell), start("a", 7), "a alone waits for nobody");
+    member(&mut cell, "c").position = None;
+    assert_eq!(decided(&cell), NOTHING, "being read from disk");
+    cell.placed.pool.stopped = None;
+    assert_eq!(decided(&cell), ["pool is out of service: no member is synced"]);
+    let none = decided(&stopped([Stopped, Stopped, Stopped], [-1, -1, -1]));
+    assert_eq!(none, ["blocked, pool: no member has any data: restore a backup"]);
+}
+
+#[test]
+fn at_the_first_start_one_that_has_data_begins_and_one_that_died_at_it_keeps_its_turn() {
+    use MemberState::Stopped;
+    let mut cell = stopped([Stopped, Stopped, Stopped], [-1, 0, -1]);
+    cell.placed.pool.formed = false;
+    assert_eq!(decided(&cell), ["start the pool on b: the pool starts for the first time"]);
+    cell.placed.pool.bootstrap = Some(server("b"));
+    assert_eq!(decided(&cell), NOTHING);
+    stand(&mut cell, "b", Standing::Dead);
+    cell.controller.as_mut().unwrap().observed.servers.remove(&server("b"));
+    let planned = decided(&cell);
+    assert!(planned.len() == 1 && planned[0].starts_with("blocked, pool: b died while it"), "{planned:?}");
+    cell.placed.pool.formed = true;
+    let planned = decided(&cell);
+    assert_eq!(planned[0], "b no longer starts the pool: b is dead");
+    assert!(!planned.iter().any(|line| line.starts_with("start")), "{planned:?}");
+}
+
+/// How each member may start.
+fn starts(cell: &Cell) -> [Start; 3] {
+    let seen = &cell.controller.as_ref().expect("a settled cell has a controller").observed;
+    let all = assignments(&cell.desired, &cell.placed, seen);
+    ["a", "b", "c"].map(|name| all[&server(name)].member.as_ref().expect("a member").start)
+}
+
+#[test]
+fn members_join_one_that_serves_or_may_serve_and_hold_while_another_starts_the_pool() {
+    use MemberState::{Stopped, Synced};
+    use Start::{Bootstrap, Hold, Join};
+    let mut cell = stopped([Stopped, Stopped, Stopped], [5, 5, 5]);
+    assert_eq!(starts(&cell), [Hold, Hold, Hold]);
+    cell.placed.pool.bootstrap = Some(server("a"));
+    assert_eq!(starts(&cell), [Bootstrap, Hold, Hold]);
+    member(&mut cell, "b").state = Synced;
+    assert_eq!(starts(&cell), [Join, Hold, Join], "b itself is in service");
+    cell.placed.pool.bootstrap = None;
+    member(&mut cell, "b").state = Stopped;
+    cell.controller.as_mut().unwrap().observed.servers.remove(&server("c"));
+    assert_eq!(starts(&cell), [Join, Join, Hold], "c has not reported to this controller yet");
+    stand(&mut cell, "c", Standing::Dead);
+    assert_eq!(starts(&cell), [Hold, Hold, Hold]);
+    member(&mut cell, "b").state = Synced;
+    stand(&mut cell, "b", Standing::Dead);
+    assert_eq!(starts(&cell)[0], Hold, "what was heard of b is from before its death");
+}
+
+/// The database of `shop`, whose writer is `a`.
+#[test]
+fn a_writer_stays_until_it_is_known_not_to_serve() {
+    let to_b = |why: &str| vec![format!("writer of shop is b (epoch 2): {why}")];
+    let with = |change: fn(&mut Cell)| {
+        let mut cell = cell_of(&["a", "b", "c"]);
+        change(&mut cell);
+        let about = |line: &String| line.starts_with("writer");
+        cell.planned().into_iter().filter(about).collect::<Vec<_>>()
+    };
+    assert_eq!(with(|_| {}), NOTHING);
+    assert_eq!(with(|cell| stand(cell, "a", Standing::Draining)), to_b("a drains"));
+    let all_drain =
+        |cell: &mut Cell| ["a", "b", "c"].into_iter().for_each(|it| stand(cell, it, Standing::Draining));
+    assert_eq!(with(all_drain), NOTHING, "nothing would be won");
+    let two_drain =
+        |cell: &mut Cell| ["a", "b"].into_iter().for_each(|it| stand(cell, it, Standing::Draining));
+    assert_eq!(with(two_drain), ["writer of shop is c (epoch 2): a drains"]);
+    assert_eq!(
+        with(|cell| member(cell, "a").state = unready()),
+        to_b("the database on a is not ready: no quorum")
+    );
+    assert_eq!(with(|cell| cell.heard_of("a").member = None), to_b("the database on a does not run"));
+    let nobody =
+        |cell: &mut Cell| ["a", "b", "c"].into_iter().for_each(|it| member(cell, it).state = unready());
+    assert_eq!(with(nobody), NOTHING, "there is no other");
+    let unknown = |cell: &mut Cell| {
+        cell.controller.as_mut().unwrap().observed.servers.remove(&server("a"));
+    };
+    assert_eq!(with(unknown), NOTHING, "it has not reported to this controller yet");
+    let returning = |cell: &mut Cell| {
+        let observed = &mut cell.controller.as_mut().unwrap().observed;
+        observed.servers.remove(&server("a"));
+        *observed.generations.get_mut(&server("b")).unwrap() += 1; // which it has still to read
+        stand(cell, "a", Standing::Dead);
+        stand(cell, "b", Standing::Returning);
+        member(cell, "c").state = unready();
+    };
+    assert_eq!(with(returning), NOTHING, "b may lack what was written while it was away");
+}
