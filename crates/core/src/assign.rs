@@ -238,9 +238,11 @@ fn routers(desired: &Desired) -> BTreeMap<IpAddr, u8> {
             IpAddr::V4(v4) => v4.octets()[3],
             IpAddr::V6(v6) => v6.octets()[15],
         };
-        let candidates = (0..=254u8).map(|step| 1 + (last.wrapping_sub(1) % 255).wrapping_add(step) % 255);
-        if let Some(router) = candidates.into_iter().find(|router| !taken[usize::from(*router)]) {
-            taken[usize::from(router)] = true;
+        let first = usize::from(last.wrapping_sub(1));
+        let candidates = (0..255).map(|step| 1 + (first + step) % 255);
+        if let Some(router) = candidates.into_iter().find(|router| !taken[*router]) {
+            taken[router] = true;
+            let router = u8::try_from(router).expect("it is at most 255");
             routers.insert(*vip, router);
         }
     }

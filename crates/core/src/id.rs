@@ -86,7 +86,7 @@ id!(
 );
 id!(
     /// A host name as a visitor's `Host` header gives it, lower case and without port; an IPv4 address will do.
-    Domain, "domain", is_domain, "use a host name of letters, digits, - and dots, at most 253 characters"
+    Domain, "domain", is_domain, "use a host name in lower case, of a-z, 0-9, - and dots, at most 253 characters (xn--… for other letters)"
 );
 
 impl InstanceId {

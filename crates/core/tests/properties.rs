@@ -2,7 +2,6 @@
 //! of trouble; each failure names its seed.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use kopek_core::check::{Violation, check, check_change};
 use kopek_core::desired::Desired;
@@ -124,7 +123,7 @@ proptest! {
 }
 
 #[test]
-fn ten_thousand_sites_on_a_hundred_servers_are_planned_in_no_time() {
+fn ten_thousand_sites_on_a_hundred_servers_are_placed_by_one_plan() {
     let servers =
         (0..100).fold(rack(), |rack, n| rack.server_in(&format!("r{}", n % 5), &format!("s{n}"), 120));
     let mut desired = (0..10_000).fold(servers, |rack, n| rack.site(&format!("site{n}"), 1)).desired;
@@ -148,16 +147,8 @@ fn ten_thousand_sites_on_a_hundred_servers_are_planned_in_no_time() {
     };
     let observed = Observed { servers: desired.servers.keys().map(seen).collect(), ..Observed::default() };
 
-    let begin = Instant::now();
     let first = plan(&desired, &placed, &observed, now);
-    let placing = begin.elapsed();
     assert!(first.steps.len() >= 40_000, "3 holders and an instance each");
     apply(&first, &mut desired, &mut placed);
-
-    let begin = Instant::now();
     assert!(is_converged(&desired, &placed, &observed, now));
-    let nothing = begin.elapsed();
-    println!("placing everything: {placing:?}, planning nothing: {nothing:?}");
-    // Several times what is measured: other tests share the cores.
-    assert!(placing.as_millis() < 5_000 && nothing.as_millis() < 1_000, "{placing:?}, {nothing:?}");
 }
