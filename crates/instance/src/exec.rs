@@ -13,6 +13,7 @@ use libcontainer::capabilities::drop_privileges;
 use libcontainer::oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp};
 use libcontainer::seccomp::initialize_seccomp;
 use libcontainer::syscall::syscall::create_syscall;
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Uid, execvpe, fork, setgid, setgroups, setsid, setuid};
@@ -84,7 +85,12 @@ fn enter(arguments: Vec<OsString>) -> Result<u8, String> {
     // SAFETY: prctl with plain integers.
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
     cgroup::join(&spec.cgroup).map_err(|error| error.to_string())?;
-    enter_namespaces(&process).map_err(|errno| format!("its namespaces refuse: {errno}"))?;
+    enter_namespaces(&process).map_err(|errno| match errno {
+        Errno::ESRCH => {
+            "it has just ended; repeat the command when `kopek instance ls` shows it serving".to_owned()
+        }
+        errno => format!("its namespaces refuse: {errno}"),
+    })?;
 
     // SAFETY: this process has one thread, so the child may do whatever the parent may.
     match unsafe { fork() }.map_err(|errno| format!("no new process: {errno}"))? {
@@ -92,7 +98,7 @@ fn enter(arguments: Vec<OsString>) -> Result<u8, String> {
             match waitpid(child, None) {
                 Ok(WaitStatus::Exited(_, code)) => return Ok(code as u8),
                 Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as u8),
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(format!("its end was not seen: {errno}")),
             }
         },

@@ -24,6 +24,9 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::InstanceSpec;
 
+/// Of /tmp.
+const TMP_MAX: u64 = 256 << 20;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MountError {
     #[error("cannot {what}: {source}")]
@@ -64,8 +67,10 @@ pub(crate) fn build_root(spec: &InstanceSpec, ids: &IdShift) -> Result<PathBuf, 
 
     write_names(spec, &root)?;
     ids.bind(&spec.volume, &root.join("var/www/html"))?;
-    // Uploads of 64 MiB and the working files of PHP fit in; all of it counts as the instance's memory.
-    temporary(spec, &root.join("tmp"), "mode=1777,size=256m")?;
+    // Uploads of 64 MiB and the working files of PHP fit in; all of it counts as the instance's memory, so a full
+    // /tmp must leave some for the processes: they would be killed where a write should fail.
+    let size = TMP_MAX.min(spec.limits.memory.0 / 2);
+    temporary(spec, &root.join("tmp"), &format!("mode=1777,size={size}"))?;
     temporary(spec, &root.join("run"), "mode=755,size=16m")?;
     let mysqld = root.join("run/mysqld");
     std::fs::create_dir(&mysqld).map_err(step("make /run/mysqld"))?;

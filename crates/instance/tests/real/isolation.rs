@@ -178,6 +178,18 @@ fn memory_beyond_the_limit_is_refused_by_killing_what_asked_for_it() {
 }
 
 #[test]
+fn a_full_tmp_fails_the_write_and_kills_nobody() {
+    let server = Server::new();
+    let mut spec = server.spec("php8.2-apache", "shop", 3);
+    spec.limits.memory = Bytes::mib(96);
+    let shop = server.start(&spec);
+    let output = shop.exec(Who::WwwData, &["sh", "-c", "head -c 90M /dev/zero > /tmp/full"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("No space left on device"), "{output:?}");
+    shop.write("index.php", "<?php echo 'alive';");
+    assert!(shop.get("/", "").ends_with("alive"));
+}
+
+#[test]
 fn tasks_beyond_the_limit_are_refused() {
     let server = Server::new();
     let mut spec = server.spec("php8.2-apache", "shop", 3);
