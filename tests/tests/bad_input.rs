@@ -134,7 +134,9 @@ async fn what_does_not_exist_or_is_taken_is_named() {
     says(create("one", "one.test", &["--image", "nope"]), 2, &["no image nope", "`kopek image ls`"]);
     says(create("One!", "one.test", &[]), 2, &["One!", "a-z"]);
     says(create("one", "one test", &[]), 2, &["one test", "host name"]);
-    says(create("one", "one.test", &["--min", "3", "--max", "2"]), 1, &["site one", "--min", "--max"]);
+    for (min, max) in [("3", "2"), ("0", "2"), ("0", "0")] {
+        says(create("one", "one.test", &["--min", min, "--max", max]), 1, &["site one", "--min", "--max"]);
+    }
     says(create("one", "one.test", &["--db-dump", "nope.sql", "--db-user", "u"]), 2, &["--db-password-file"]);
     let password = desk.text("password");
     for name in ["mysql", "a/b", "Information_Schema"] {

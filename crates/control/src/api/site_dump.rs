@@ -81,7 +81,7 @@ async fn import(active: &Active, name: &SiteName, body: Body) -> Result<(), Refu
             Ok(DumpFault { line: None, message }) => format!("the SQL dump cannot be read: {message}"),
             Err(_) => message,
         },
-        Ok(Err(source)) => format!("the dump broke off: {source}"),
+        Ok(Err(_)) => format!("its writer at {agent} was lost while it read the dump; repeat the command"),
         Err(_) => format!("the dump was not read within {} minutes", DUMP_LIMIT.as_secs() / 60),
     };
     Err(Refused::unusable(format!("site {name} was not created: {fault}")))

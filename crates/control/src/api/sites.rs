@@ -56,12 +56,7 @@ pub async fn create(
     if wanted.domains.is_empty() {
         return Err(Refused::unusable(format!("site {} needs a --domain", wanted.name)));
     }
-    if wanted.min > wanted.max || wanted.max == 0 {
-        return Err(Refused::unusable(format!(
-            "site {}: --min must not exceed --max, nor --max be 0",
-            wanted.name
-        )));
-    }
+    check_number(&wanted.name, wanted.min, wanted.max)?;
     check_policy(&wanted.name, wanted.policy)?;
     if !state.desired.images.contains_key(&wanted.image) {
         return Err(Refused::unknown("image", &wanted.image));
@@ -176,10 +171,7 @@ pub async fn scale(
         site.max = scale.max.unwrap_or(site.max);
         site.policy = scale.policy.unwrap_or(site.policy);
         check_policy(&site.name, site.policy)?;
-        if site.min > site.max {
-            let error = format!("site {}: min {} exceeds max {}", site.name, site.min, site.max);
-            return Err(Refused::unusable(error));
-        }
+        check_number(&site.name, site.min, site.max)?;
         let Policy::Load { up, down } = site.policy;
         Ok(format!("{} to {} instances, load {down} to {up}", site.min, site.max))
     })
@@ -189,6 +181,17 @@ pub async fn scale(
 /// Of the site's database and its user: what a site that is being created cannot change.
 fn names(site: &Site) -> Option<(&str, &str)> {
     site.database.as_ref().map(|database| (database.name.as_str(), database.user.as_str()))
+}
+
+/// A site without any instance would stay so: a request wakes none.
+fn check_number(name: &SiteName, min: usize, max: usize) -> Result<(), Refused> {
+    if min == 0 || min > max {
+        let error = format!(
+            "site {name}: --min is {min} and --max {max}; --min must be at least 1 and not exceed --max"
+        );
+        return Err(Refused::unusable(error));
+    }
+    Ok(())
 }
 
 fn check_policy(name: &SiteName, policy: Policy) -> Result<(), Refused> {
