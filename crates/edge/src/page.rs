@@ -27,7 +27,8 @@ pub fn too_slow() -> Response<Answer> {
 }
 
 pub fn broken() -> Response<Answer> {
-    let text = "The site broke off this request. It may have been carried out, so it was not repeated.";
+    let text =
+        "The site broke off this request. It may have been carried out: look before you send it again.";
     page(StatusCode::BAD_GATEWAY, "Broken off", text)
 }
 
