@@ -74,6 +74,8 @@ impl Member {
             .args(["--no-defaults", "--user=mysql", "--skip-test-db"])
             .arg("--auth-root-authentication-method=normal")
             .arg(format!("--datadir={}", folder.path().join("data").display()))
+            // A mariadbd that starts deletes the temporary tables of others in a folder that they share.
+            .env("TMPDIR", folder.path())
             .output()
             .await
             .unwrap();
@@ -92,6 +94,7 @@ impl Member {
             .arg(format!("--datadir={}", self.folder.path().join("data").display()))
             .arg(format!("--socket={}", self.socket().display()))
             .arg(format!("--pid-file={}", self.folder.path().join("pid").display()))
+            .env("TMPDIR", self.folder.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true)
