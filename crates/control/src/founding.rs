@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hyper::{Method, StatusCode};
+use hyper::Method;
 use kopek_core::api::{Join, Joined};
 use kopek_core::config::{CONTROL_PORT, STORE_PORT, ServerConfig};
 use kopek_core::desired::{Cell, Server, Standing};
@@ -136,19 +136,12 @@ async fn ask_to_join(api: &Api, known: SocketAddr, request: &Join) -> Result<Joi
     loop {
         match api.call(Method::POST, control, "/join", Some(request), JOIN_LIMIT).await {
             // Nothing was done: the token is unspent.
-            Err(error) if is_elsewhere(&error) && Instant::now() < deadline => {
+            Err(error) if error.is_elsewhere() && Instant::now() < deadline => {
                 control = error.active().unwrap_or(known);
             }
             answer => return answer,
         }
         sleep(ASK_AGAIN).await;
-    }
-}
-
-fn is_elsewhere(error: &ApiError) -> bool {
-    match error {
-        ApiError::Answered { status, .. } => *status == StatusCode::MISDIRECTED_REQUEST,
-        other => other.is_unreachable(),
     }
 }
 

@@ -61,6 +61,14 @@ impl ApiError {
         }
     }
 
+    /// Whether nothing was done and another controller may be the active one: this one stands by, or is not there.
+    pub fn is_elsewhere(&self) -> bool {
+        match self {
+            ApiError::Answered { status, .. } => *status == StatusCode::MISDIRECTED_REQUEST,
+            other => other.is_unreachable(),
+        }
+    }
+
     /// Whether the request cannot have been worked on.
     pub fn is_unreachable(&self) -> bool {
         matches!(self, ApiError::Unreachable { .. })

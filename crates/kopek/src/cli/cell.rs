@@ -153,7 +153,7 @@ impl Cell {
                         self.ask_first(control);
                         return Ok((control, answer));
                     }
-                    Err(error) if is_elsewhere(&error) || (method == Method::GET && may_pass(&error)) => {
+                    Err(error) if error.is_elsewhere() || (method == Method::GET && may_pass(&error)) => {
                         controls.extend(error.active().filter(|active| !controls.contains(active)));
                         last = Some(error);
                     }
@@ -214,14 +214,6 @@ impl Cell {
             }
             sleep(RETRY).await;
         }
-    }
-}
-
-/// The next controller may know better.
-fn is_elsewhere(error: &ApiError) -> bool {
-    match error {
-        ApiError::Answered { status, .. } => *status == StatusCode::MISDIRECTED_REQUEST,
-        other => other.is_unreachable(),
     }
 }
 
