@@ -235,22 +235,36 @@ impl Rack {
         bail!("no process of {name} on {}", instance.server)
     }
 
-    /// Waits until every server is up and in its pool, and every VIP is held.
+    /// Waits until every server is up and in its pool, and every VIP is held where it is to stay: the planner
+    /// spreads the addresses of a young rack some seconds after its first server took them all.
     pub async fn whole(&self) -> Result<()> {
         let look = || async {
             let servers = self.servers().await?;
             let cell = self.cell().await?;
             let up = servers.iter().all(|server| server.state == "up" && server.pool == "synced");
             let held = cell.vips.iter().all(|vip| vip.holder.is_some() && vip.holder == vip.wanted);
-            Ok((up && held).then_some(()))
+            let counts = || servers.iter().map(|server| server.vips.len());
+            let spread = counts().max() <= counts().min().map(|least| least + 1);
+            Ok((up && held && spread).then_some(()))
         };
-        let waited = until("every server to be up and every VIP to be held", WHOLE_LIMIT, look).await;
+        let waited = until("every server to be up and every VIP to be where it stays", WHOLE_LIMIT, look).await;
         if waited.is_err() {
             for server in self.servers().await? {
                 eprintln!("{}: {}, pool {}", server.name, server.state, server.pool);
             }
         }
         waited
+    }
+
+    /// After a failure in the middle of something: brings back what was killed, frozen or cut.
+    pub async fn mend(&self) -> Result<()> {
+        for server in self.status().await?.servers {
+            self.dev("heal", &[&server.name]).await?;
+            if ["killed", "powered-off"].iter().any(|off| server.state.starts_with(off)) {
+                self.dev("power-on", &[&server.name]).await?;
+            }
+        }
+        self.whole().await
     }
 
     /// For a person after a failure: what happened last, and where to look.

@@ -94,6 +94,7 @@ impl Teller {
             "{VISITORS} visitors at once; a second instance serves on another server: {reason}"
         ));
 
+        rack.whole().await?;
         let victim = victim(rack, place.address.ip()).await?;
         let before = of_server(rack, &victim).await?;
         let killed = Instant::now();

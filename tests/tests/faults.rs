@@ -43,7 +43,7 @@ async fn a_site_outlives_its_servers_and_the_cell_comes_back() {
                     rack.tell_last().await;
                     failed.push(name);
                     // The next one may find what it needs nevertheless.
-                    let _ = rack.whole().await;
+                    let _ = rack.mend().await;
                 }
             }
         };
