@@ -247,7 +247,8 @@ impl Rack {
             let spread = counts().max() <= counts().min().map(|least| least + 1);
             Ok((up && held && spread).then_some(()))
         };
-        let waited = until("every server to be up and every VIP to be where it stays", WHOLE_LIMIT, look).await;
+        let waited =
+            until("every server to be up and every VIP to be where it stays", WHOLE_LIMIT, look).await;
         if waited.is_err() {
             for server in self.servers().await? {
                 eprintln!("{}: {}, pool {}", server.name, server.state, server.pool);
