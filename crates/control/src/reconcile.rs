@@ -149,16 +149,14 @@ fn derivations(state: &CellState, observed: &Observed) -> Vec<Op> {
     }
     let previous = state.routes.iter().map(|(name, stored)| (name.clone(), stored.route.clone())).collect();
     let routes = assign::routes(&state.desired, &state.placed, observed, &previous);
-    for (name, route) in &routes {
-        let stored = state.routes.get(name);
-        if stored.map(|stored| &stored.route) != Some(route) {
-            let generation = stored.map_or(0, |stored| stored.generation) + 1;
-            let route = route.clone();
-            ops.push(put(keys::route(name), &kopek_core::assignment::StoredRoute { generation, route }));
-        }
-    }
     for name in state.routes.keys().filter(|name| !routes.contains_key(*name)) {
         ops.push(Op::Delete { key: keys::route(name) });
+    }
+    for (name, route) in routes {
+        let Some(site) = state.desired.sites.get(&name) else { continue };
+        if let Some(next) = assign::stored_route(state.routes.get(&name), route, site) {
+            ops.push(put(keys::route(&name), &next));
+        }
     }
     ops
 }

@@ -7,12 +7,12 @@ use std::net::IpAddr;
 
 use crate::assignment::{
     AssignedDatabase, AssignedInstance, AssignedMember, AssignedVip, AssignedVolume, Assignment, Start,
-    Tenure,
+    StoredRoute, Tenure,
 };
-use crate::desired::{Desired, Server, Standing};
+use crate::desired::{Desired, Server, Site, Standing};
 use crate::id::{ServerId, SiteName};
 use crate::observed::{MemberState, Observed, Phase};
-use crate::part::{Backend, Intake, Route, RoutedWriter};
+use crate::part::{Backend, FormerWriter, Intake, Route, RoutedWriter};
 use crate::placement::{Placed, PlacedInstance, SitePlacement, Stage};
 
 /// The assignment of every server, each with generation 0.
@@ -119,23 +119,35 @@ pub fn routes(
                 };
                 (server.is_serving() && serves).then(|| (id.clone(), backend(server, instance)))
             });
-            let writer = placement.writer.as_ref().filter(|_| site.database.is_some()).and_then(|writer| {
-                Some(RoutedWriter {
-                    server: writer.server.clone(),
-                    relay: desired.servers.get(&writer.server)?.sql_relay(),
-                    epoch: writer.epoch,
-                })
-            });
             let route = Route {
                 site: name.clone(),
                 number: site.number,
                 domains: site.domains.clone(),
                 backends: backends.collect(),
-                writer,
+                writer: routed_writer(desired, site, placement),
             };
             (name.clone(), route)
         })
         .collect()
+}
+
+/// `route` with the generation to write it under, and the site's account beside it; `None` if `previous` says
+/// the same.
+pub fn stored_route(previous: Option<&StoredRoute>, route: Route, site: &Site) -> Option<StoredRoute> {
+    let generation = previous.map_or(0, |p| p.generation);
+    let next = StoredRoute { generation, route, database: site.database.clone() };
+    (previous != Some(&next)).then_some(StoredRoute { generation: generation + 1, ..next })
+}
+
+fn routed_writer(desired: &Desired, site: &Site, placement: &SitePlacement) -> Option<RoutedWriter> {
+    let relay = |server: &ServerId| desired.servers.get(server).map(Server::sql_relay);
+    let writer = placement.writer.as_ref().filter(|_| site.database.is_some())?;
+    let former = placement.former.as_ref().and_then(|former| {
+        let (server, relay) = (former.server.clone(), relay(&former.server)?);
+        Some(FormerWriter { server, relay, epoch: former.epoch })
+    });
+    let (server, relay) = (writer.server.clone(), relay(&writer.server)?);
+    Some(RoutedWriter { server, relay, epoch: writer.epoch, former })
 }
 
 fn backend(server: &Server, instance: &PlacedInstance) -> Backend {

@@ -95,8 +95,12 @@ pub enum Tenure {
 
 /// Every edge and every `sql` needs every site's route; stored at `/routes/SITE` so that one change of one
 /// site is one small write.
+///
+/// The account stands beside the route, not in it: only `sql` gets it, and whoever gets a `Route` cannot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredRoute {
     pub generation: u64,
     pub route: Route,
+    #[serde(default)]
+    pub database: Option<Database>,
 }

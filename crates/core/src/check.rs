@@ -59,6 +59,11 @@ pub enum Violation {
         site: SiteName,
         epoch: u64,
     },
+    /// It would be asked to close what it must serve.
+    FormerNotBefore {
+        site: SiteName,
+        former: ServerId,
+    },
     BootstrapNotMember {
         server: ServerId,
     },
@@ -188,6 +193,13 @@ pub fn check_change(before: &Placed, after: &Placed) -> Vec<Violation> {
             let epoch = epoch(&new.writer);
             violations.push(Violation::WriterChangedWithoutEpoch { site: site.clone(), epoch });
         }
+        let former = new.former.as_ref().filter(|former| {
+            former.epoch >= epoch(&new.writer)
+                || new.writer.as_ref().is_some_and(|w| w.server == former.server)
+        });
+        if let Some(former) = former.map(|former| former.server.clone()) {
+            violations.push(Violation::FormerNotBefore { site: site.clone(), former });
+        }
     }
     if let (Some(first), Some(second)) = (&before.pool.bootstrap, &after.pool.bootstrap)
         && first != second
@@ -227,6 +239,9 @@ impl fmt::Display for Violation {
             }
             Violation::WriterChangedWithoutEpoch { site, epoch } => {
                 write!(f, "the writer of {site} changed and its epoch {epoch} is not higher")
+            }
+            Violation::FormerNotBefore { site, former } => {
+                write!(f, "{former} wrote {site} before itself")
             }
             Violation::BootstrapNotMember { server } => {
                 write!(f, "{server} may start the pool and is no member")

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::AssignedVolume;
+use crate::desired::Database;
 use crate::id::{Digest, Domain, InstanceId, ServerId, SiteName};
 use crate::observed::SeenVolume;
 
@@ -53,6 +54,20 @@ pub struct RoutedWriter {
     /// The sql relay on that server.
     pub relay: SocketAddr,
     /// Grows with each change; a lower one is stale.
+    pub epoch: u64,
+    /// Who wrote before, while it may still serve: it must have closed the site before this one is used.
+    /// None when there was nobody, or when that member is known to be dead or out of the group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<FormerWriter>,
+}
+
+/// The writer of the epoch before. Once its server's `sql` has closed every epoch up to this one for the
+/// site, no two members serve the site at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerWriter {
+    pub server: ServerId,
+    /// The sql relay on that server.
+    pub relay: SocketAddr,
     pub epoch: u64,
 }
 
@@ -105,6 +120,9 @@ pub struct SqlPart {
 pub struct SqlSite {
     pub number: u32,
     pub writer: Option<RoutedWriter>,
+    /// The site's account, by which `sql` knows the site's own connections. In no other process's part.
+    #[serde(default)]
+    pub database: Option<Database>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

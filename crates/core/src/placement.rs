@@ -27,6 +27,9 @@ pub struct SitePlacement {
     /// Servers that keep the site's volume.
     pub holders: BTreeSet<ServerId>,
     pub writer: Option<Writer>,
+    /// The writer before that one, while its member may still serve the site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Writer>,
     /// When the number of instances last changed by policy.
     pub scaled: Option<Moment>,
 }

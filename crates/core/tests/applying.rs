@@ -3,7 +3,7 @@
 use kopek_core::Moment;
 use kopek_core::desired::{Desired, Standing};
 use kopek_core::placement::{Placed, Stage};
-use kopek_core::plan::{Action, Cause, Plan, Step, apply};
+use kopek_core::plan::{Action, Cause, Former, Plan, Step, apply};
 use kopek_sim::rack::{server, site};
 use kopek_sim::{Cell, rack};
 
@@ -94,7 +94,8 @@ fn what_is_late_for_a_site_that_was_deleted_or_made_again_changes_nothing() {
     does_something(holds("d"));
     changes_nothing(delete_site, holds("d"));
     changes_nothing(as_is, holds("e")); // was removed from the cell
-    let writes = |name, epoch| Action::SetWriter { site: shop(), server: server(name), epoch };
+    let writes =
+        |name, epoch| Action::SetWriter { site: shop(), server: server(name), epoch, former: Former::Serves };
     does_something(writes("b", 2));
     changes_nothing(delete_site, writes("b", 2));
     let forget = || Action::ForgetSite { site: shop() };
@@ -105,7 +106,12 @@ fn what_is_late_for_a_site_that_was_deleted_or_made_again_changes_nothing() {
 
 #[test]
 fn a_late_writer_is_none_without_a_higher_epoch_and_a_formed_pool_of_which_it_is_a_member() {
-    let writes = |name, epoch| Action::SetWriter { site: site("shop"), server: server(name), epoch };
+    let writes = |name, epoch| Action::SetWriter {
+        site: site("shop"),
+        server: server(name),
+        epoch,
+        former: Former::Serves,
+    };
     changes_nothing(as_is, writes("b", 1));
     changes_nothing(as_is, writes("b", 0));
     changes_nothing(as_is, writes("d", 2));

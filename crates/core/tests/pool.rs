@@ -243,3 +243,35 @@ fn a_writer_stays_until_it_is_known_not_to_serve() {
     };
     assert_eq!(with(returning), NOTHING, "b may lack what was written while it was away");
 }
+
+fn former(cell: &Cell) -> Option<(String, u64)> {
+    let former = cell.placed.sites[&site("shop")].former.as_ref();
+    let routed = cell.routes[&site("shop")].writer.as_ref().and_then(|writer| writer.former.as_ref());
+    assert_eq!(former.map(|f| (&f.server, f.epoch)), routed.map(|f| (&f.server, f.epoch)));
+    former.map(|former| (former.server.to_string(), former.epoch))
+}
+
+#[test]
+fn a_writer_that_is_moved_while_it_serves_is_named_as_the_former_one_until_it_serves_no_more() {
+    let mut cell = cell_of(&["a", "b", "c"]);
+    assert_eq!((cell.writer("shop"), former(&cell)), (Some("a"), None));
+    cell.drain("a");
+    cell.run_until("b writes", 30_000, |cell| cell.writer("shop") == Some("b"));
+    assert_eq!(former(&cell), Some(("a".to_owned(), 1)));
+    cell.undrain("a");
+    cell.run_ms(5_000);
+    assert_eq!(former(&cell), Some(("a".to_owned(), 1)), "it might still serve an old connection");
+    cell.kill("a");
+    cell.run_until("a is dead", 10_000, |cell| former(cell).is_none());
+    cell.boot("a");
+    cell.settle(60_000);
+    assert_eq!(former(&cell), None);
+}
+
+#[test]
+fn a_writer_that_died_is_no_former_one() {
+    let mut cell = cell_of(&["a", "b", "c"]);
+    cell.kill("a");
+    cell.run_until("b writes", 10_000, |cell| cell.writer("shop") == Some("b"));
+    assert_eq!(former(&cell), None);
+}

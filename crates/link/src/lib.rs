@@ -13,6 +13,7 @@ pub mod identity;
 pub mod part;
 pub mod preamble;
 pub mod receive;
+pub mod root_only;
 pub mod serve;
 
 pub use authority::{AuthorityError, CellAuthority, Csr};

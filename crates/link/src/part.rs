@@ -23,6 +23,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, warn};
 
+use crate::root_only;
+
 /// A part with the routes of 10,000 sites is about 5 MB.
 const LINE_MAX: u64 = 16 << 20;
 /// Reports replace one another; a few may wait while the socket is busy.
@@ -364,10 +366,9 @@ async fn keep_cache<P: Part>(cache: PathBuf, mut part: watch::Receiver<Option<P>
 
 fn write_cache(cache: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = cache.parent().expect("follow puts it into a folder");
-    std::fs::create_dir_all(folder)?;
+    root_only::folder(folder)?;
     let unfinished = cache.with_extension("new");
-    let mut file = std::fs::File::create(&unfinished)?;
-    io::Write::write_all(&mut file, bytes)?;
+    let file = root_only::write(&unfinished, bytes)?;
     // Without this a power cut can leave an empty file under the final name.
     file.sync_all()?;
     std::fs::rename(&unfinished, cache)

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kopek_core::assignment::Assignment;
+use kopek_core::assignment::{Assignment, StoredRoute};
 use kopek_core::desired::{Standing, StoreMembers};
-use kopek_core::part::Route;
 use kopek_core::{ServerId, SiteName, keys};
+use kopek_link::root_only;
 use kopek_store::{Change, Entry, Store, StoreError, WatchError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,7 +24,7 @@ use crate::last_good::LastGood;
 /// Before the store is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(300);
 
-pub type Routes = Arc<BTreeMap<SiteName, Route>>;
+pub type Routes = Arc<BTreeMap<SiteName, StoredRoute>>;
 
 /// Every site of the cell with its number, where that is known.
 pub type Sites = BTreeMap<SiteName, Option<u32>>;
@@ -53,8 +53,8 @@ pub fn remembered_peers(folder: &Path) -> Vec<IpAddr> {
 
 /// The sites that there were when this server last heard of them.
 pub fn remembered_sites(folder: &Path) -> Sites {
-    let routes: BTreeMap<SiteName, Route> = recall(folder, ROUTES_FILE).unwrap_or_default();
-    routes.into_iter().map(|(site, route)| (site, Some(route.number))).collect()
+    let routes: BTreeMap<SiteName, StoredRoute> = recall(folder, ROUTES_FILE).unwrap_or_default();
+    routes.into_iter().map(|(site, route)| (site, Some(route.route.number))).collect()
 }
 
 const ASSIGNMENT_FILE: &str = "assignment.json";
@@ -207,13 +207,15 @@ fn recall<T: DeserializeOwned>(folder: &Path, name: &str) -> Option<T> {
     serde_json::from_slice(&std::fs::read(folder.join(name)).ok()?).ok()
 }
 
-/// Whole or not at all. Not synced: after a power cut the store tells it again.
+/// Whole or not at all. Not synced: after a power cut the store tells it again. For root alone: assignments and
+/// routes carry the passwords of sites' databases.
 fn remember(file: &PathBuf, document: &impl Serialize) {
     let beside = file.with_extension("new");
     let text = serde_json::to_vec(document).expect("documents have only text keys");
-    let written = std::fs::create_dir_all(file.parent().unwrap_or(Path::new("/")))
-        .and_then(|()| std::fs::write(&beside, text))
-        .and_then(|()| std::fs::rename(&beside, file));
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let written = root_only::folder(folder)
+        .and_then(|()| root_only::write(&beside, &text))
+        .and_then(|_| std::fs::rename(&beside, file));
     if let Err(error) = written {
         warn!(file = %file.display(), %error, "the last good copy was not written");
     }

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use kopek_core::assignment::Assignment;
+use kopek_core::assignment::{Assignment, StoredRoute};
 use kopek_core::desired::Standing;
-use kopek_core::part::{EdgePart, FilesPart, Route, SqlListener, SqlPart, SqlSite};
+use kopek_core::part::{EdgePart, FilesPart, SqlListener, SqlPart, SqlSite};
 use kopek_core::{Digest, InstanceId, ServerId, SiteName};
 
-pub fn edge_part(me: &ServerId, routes: &BTreeMap<SiteName, Route>) -> EdgePart {
-    EdgePart { server: me.clone(), routes: routes.clone() }
+pub fn edge_part(me: &ServerId, routes: &BTreeMap<SiteName, StoredRoute>) -> EdgePart {
+    let routes = routes.iter().map(|(site, stored)| (site.clone(), stored.route.clone()));
+    EdgePart { server: me.clone(), routes: routes.collect() }
 }
 
 /// `confirmed` is the generation that the store has confirmed. `in_use` are images of instances that run:
@@ -37,19 +38,22 @@ pub fn files_part(
 pub fn sql_part(
     me: &ServerId,
     assignment: Option<&Assignment>,
-    routes: &BTreeMap<SiteName, Route>,
+    routes: &BTreeMap<SiteName, StoredRoute>,
     listeners: BTreeMap<InstanceId, SqlListener>,
     member: Option<SocketAddr>,
 ) -> SqlPart {
     let sites = routes
-        .values()
-        .map(|route| (route.site.clone(), SqlSite { number: route.number, writer: route.writer.clone() }))
+        .iter()
+        .map(|(site, StoredRoute { route, database, .. })| {
+            let (writer, database) = (route.writer.clone(), database.clone());
+            (site.clone(), SqlSite { number: route.number, writer, database })
+        })
         .collect();
     let may_serve =
         assignment.is_some_and(|assignment| matches!(assignment.standing, Standing::Up | Standing::Draining));
     let writes_for = routes
-        .values()
-        .filter_map(|route| Some((route.site.clone(), route.writer.as_ref()?)))
+        .iter()
+        .filter_map(|(site, stored)| Some((site.clone(), stored.route.writer.as_ref()?)))
         .filter(|(_, writer)| may_serve && writer.server == *me)
         .map(|(site, writer)| (site, writer.epoch))
         .collect();
@@ -58,7 +62,8 @@ pub fn sql_part(
 
 #[cfg(test)]
 mod tests {
-    use kopek_core::part::RoutedWriter;
+    use kopek_core::desired::Database;
+    use kopek_core::part::{Route, RoutedWriter};
 
     use super::*;
     use crate::feed;
@@ -71,16 +76,19 @@ mod tests {
         Assignment { generation: 7, standing, ..feed::nothing_for(&server("s1")) }
     }
 
-    fn route(name: &str, number: u32, writer: Option<RoutedWriter>) -> (SiteName, Route) {
+    fn route(name: &str, number: u32, writer: Option<RoutedWriter>) -> (SiteName, StoredRoute) {
         let site = SiteName::parse(name).unwrap();
-        (site.clone(), Route { site, number, domains: Vec::new(), backends: BTreeMap::new(), writer })
+        let route =
+            Route { site: site.clone(), number, domains: Vec::new(), backends: BTreeMap::new(), writer };
+        let [name, user, password] = ["wp", name, "hidden"].map(str::to_owned);
+        (site, StoredRoute { generation: 1, route, database: Some(Database { name, user, password }) })
     }
 
     #[test]
     fn a_server_writes_for_its_own_sites_while_it_is_up_or_draining() {
         let writer = |name: &str, epoch| {
             let relay = "10.0.0.1:7403".parse().unwrap();
-            Some(RoutedWriter { server: server(name), relay, epoch })
+            Some(RoutedWriter { server: server(name), relay, epoch, former: None })
         };
         let [blog, shop, wiki] =
             [route("blog", 5, writer("s1", 3)), route("shop", 6, writer("s2", 4)), route("wiki", 7, None)];
@@ -101,6 +109,15 @@ mod tests {
             assert_eq!(sites.collect::<Vec<_>>(), [(5, Some(3)), (6, Some(4)), (7, None)]);
         }
         assert_eq!(part(None).writes_for, BTreeMap::new());
+    }
+
+    #[test]
+    fn the_password_of_a_sites_database_reaches_sql_and_not_the_edge() {
+        let routes = BTreeMap::from([route("blog", 5, None)]);
+        let sql = sql_part(&server("s1"), None, &routes, BTreeMap::new(), None);
+        assert_eq!(sql.sites.values().next().unwrap().database, routes.values().next().unwrap().database);
+        let edge = serde_json::to_string(&edge_part(&server("s1"), &routes)).unwrap();
+        assert!(!edge.contains("hidden"), "{edge}");
     }
 
     #[test]

@@ -4,26 +4,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kopek_core::assignment::StoredRoute;
-use kopek_core::part::Route;
 use kopek_core::{SiteName, keys};
 use kopek_store::Entry;
 use tracing::warn;
 
 #[derive(Debug, Default)]
 pub struct LastGood {
-    routes: BTreeMap<SiteName, Route>,
+    routes: BTreeMap<SiteName, StoredRoute>,
     /// Told once each.
     unreadable: BTreeSet<SiteName>,
 }
 
 impl LastGood {
     /// `routes` were good when this server last ran.
-    pub fn new(routes: BTreeMap<SiteName, Route>) -> LastGood {
+    pub fn new(routes: BTreeMap<SiteName, StoredRoute>) -> LastGood {
         LastGood { routes, unreadable: BTreeSet::new() }
     }
 
     /// Takes in all that the store has now under `keys::ROUTES`.
-    pub fn take(&mut self, entries: &BTreeMap<String, Entry>) -> &BTreeMap<SiteName, Route> {
+    pub fn take(&mut self, entries: &BTreeMap<String, Entry>) -> &BTreeMap<SiteName, StoredRoute> {
         let mut before = std::mem::take(&mut self.routes);
         let mut unreadable = BTreeSet::new();
         for (key, entry) in entries {
@@ -32,7 +31,7 @@ impl LastGood {
                 continue;
             };
             let route = match serde_json::from_slice::<StoredRoute>(&entry.value) {
-                Ok(stored) => Some(stored.route),
+                Ok(stored) => Some(stored),
                 Err(error) => {
                     if !self.unreadable.contains(&site) {
                         warn!(%site, %error, "its route in the store cannot be read; the last good one stays");
@@ -50,7 +49,9 @@ impl LastGood {
     /// Sites that the store has a route of, with the number where it can be read.
     pub fn sites(&self) -> BTreeMap<SiteName, Option<u32>> {
         let unreadable = self.unreadable.iter().map(|site| (site.clone(), None));
-        unreadable.chain(self.routes.iter().map(|(site, route)| (site.clone(), Some(route.number)))).collect()
+        unreadable
+            .chain(self.routes.iter().map(|(site, route)| (site.clone(), Some(route.route.number))))
+            .collect()
     }
 }
 
@@ -78,7 +79,7 @@ mod tests {
     fn a_route_that_cannot_be_read_stays_as_it_last_could_until_its_site_is_deleted() {
         let mut last_good = LastGood::default();
         let good = last_good.take(&stored(GOOD)).clone();
-        assert_eq!(good[&site()].number, 7);
+        assert_eq!(good[&site()].route.number, 7);
         for _ in 0..2 {
             assert_eq!(last_good.take(&stored("{}")), &good);
         }

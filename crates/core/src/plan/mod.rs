@@ -29,7 +29,7 @@ use crate::placement::Placed;
 use crate::units::Moment;
 
 use state::State;
-pub use step::{Action, Blocked, Cause, Plan, Step, Subject};
+pub use step::{Action, Blocked, Cause, Former, Plan, Step, Subject};
 
 /// What to do now, and what is wanted but cannot be done.
 pub fn plan(desired: &Desired, placed: &Placed, observed: &Observed, now: Moment) -> Plan {

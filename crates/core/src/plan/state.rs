@@ -9,7 +9,7 @@ use crate::id::{InstanceId, ServerId, SiteName};
 use crate::placement::{Placed, PlacedInstance, PlacedVip, SitePlacement, Stage, Writer};
 use crate::units::Moment;
 
-use super::step::{Action, Cause};
+use super::step::{Action, Cause, Former};
 
 pub(super) struct State {
     pub servers: BTreeMap<ServerId, Server>,
@@ -78,8 +78,11 @@ impl State {
                 let empty = self.placed.sites.get(site).is_some_and(|p| p.instances.is_empty());
                 empty && !sites.contains_key(site) && self.placed.sites.remove(site).is_some()
             }
-            Action::SetWriter { site, server, epoch } => {
-                sites.contains_key(site) && self.set_writer(site, server, *epoch)
+            Action::SetWriter { site, server, epoch, former } => {
+                sites.contains_key(site) && self.set_writer(site, server, *epoch, *former)
+            }
+            Action::ForgetFormer { site } => {
+                self.placed.sites.get_mut(site).is_some_and(|placement| placement.former.take().is_some())
             }
             Action::AddMember { server } => {
                 self.servers.contains_key(server) && self.placed.pool.members.insert(server.clone())
@@ -187,13 +190,14 @@ impl State {
         true
     }
 
-    fn set_writer(&mut self, site: &SiteName, server: &ServerId, epoch: u64) -> bool {
+    fn set_writer(&mut self, site: &SiteName, server: &ServerId, epoch: u64, former: Former) -> bool {
         let pool = &self.placed.pool;
         let may = pool.formed && pool.members.contains(server);
         let placement = self.placement(site);
         let newer = placement.writer.as_ref().is_none_or(|writer| writer.epoch < epoch);
         if may && newer {
-            placement.writer = Some(Writer { server: server.clone(), epoch });
+            let before = placement.writer.replace(Writer { server: server.clone(), epoch });
+            placement.former = before.filter(|before| former == Former::Serves && before.server != *server);
         }
         may && newer
     }

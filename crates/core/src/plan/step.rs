@@ -94,6 +94,12 @@ pub enum Action {
         site: SiteName,
         server: ServerId,
         epoch: u64,
+        /// The writer until now is in service and has to let the site go.
+        former: Former,
+    },
+    /// The writer before cannot serve the site any more.
+    ForgetFormer {
+        site: SiteName,
     },
     AddMember {
         server: ServerId,
@@ -146,6 +152,16 @@ pub enum Cause {
     Handover { from: InstanceId },
 }
 
+/// What becomes of the writer that a site had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Former {
+    /// It may still serve: it is to be asked to stop before the new one is used.
+    Serves,
+    /// There was none, or it is dead, out of the group or not in service.
+    Gone,
+}
+
 impl Action {
     pub fn subject(&self) -> Subject {
         match self {
@@ -158,7 +174,8 @@ impl Action {
             Action::AddHolder { site, .. }
             | Action::RemoveHolder { site, .. }
             | Action::ForgetSite { site }
-            | Action::SetWriter { site, .. } => Subject::Site(site.clone()),
+            | Action::SetWriter { site, .. }
+            | Action::ForgetFormer { site } => Subject::Site(site.clone()),
             Action::AddMember { .. }
             | Action::RemoveMember { .. }
             | Action::Bootstrap { .. }
@@ -188,6 +205,7 @@ impl Action {
             Action::RemoveHolder { .. } => "volume loses a holder",
             Action::ForgetSite { .. } => "site is gone",
             Action::SetWriter { .. } => "writer set",
+            Action::ForgetFormer { .. } => "former writer is out of service",
             Action::AddMember { .. } => "pool gets a member",
             Action::RemoveMember { .. } => "pool loses a member",
             Action::Bootstrap { .. } => "pool is started by one member",
@@ -229,9 +247,10 @@ impl fmt::Display for Step {
             Action::AddHolder { site, server } => write!(f, "hold {site} on {server}"),
             Action::RemoveHolder { site, server } => write!(f, "no longer hold {site} on {server}"),
             Action::ForgetSite { site } => write!(f, "forget {site}"),
-            Action::SetWriter { site, server, epoch } => {
+            Action::SetWriter { site, server, epoch, .. } => {
                 write!(f, "writer of {site} is {server} (epoch {epoch})")
             }
+            Action::ForgetFormer { site } => write!(f, "forget the former writer of {site}"),
             Action::AddMember { server } => write!(f, "pool member {server}"),
             Action::RemoveMember { server } => write!(f, "no pool member {server}"),
             Action::Bootstrap { server } => write!(f, "start the pool on {server}"),

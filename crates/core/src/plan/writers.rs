@@ -1,5 +1,6 @@
 //! Which pool member serves a site's database. A site keeps its writer as long as that one serves; another
-//! one gets a higher epoch, so that whoever still follows the old one can be refused.
+//! one gets a higher epoch, so that whoever still follows the old one can be refused. The one before stays
+//! noted as long as it may still serve, so that it is asked to stop first.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +9,7 @@ use crate::id::ServerId;
 use crate::observed::{MemberState, SeenMember};
 
 use super::Draft;
-use super::step::Action;
+use super::step::{Action, Former};
 
 pub(super) fn keep_writers(draft: &mut Draft) {
     if !draft.state.placed.pool.formed {
@@ -42,9 +43,41 @@ pub(super) fn keep_writers(draft: &mut Draft) {
             *count -= 1;
         }
         *sites_of.entry(best.clone()).or_default() += 1;
+        let former = match &writer {
+            Some(writer) if in_service(draft, &writer.server) => Former::Serves,
+            _ => Former::Gone,
+        };
         let epoch = writer.map_or(0, |w| w.epoch) + 1;
-        draft.act(Action::SetWriter { site: name.clone(), server: best.clone(), epoch }, reason);
+        draft.act(Action::SetWriter { site: name.clone(), server: best.clone(), epoch, former }, reason);
     }
+    forget_formers(draft);
+}
+
+/// A former writer that went out of service has nothing left to close; when it is back it knows the new one.
+fn forget_formers(draft: &mut Draft) {
+    for name in draft.sites.keys() {
+        let placement = draft.state.placed.sites.get(name);
+        let Some(former) = placement.and_then(|p| p.former.as_ref()).map(|former| former.server.clone())
+        else {
+            continue;
+        };
+        if !in_service(draft, &former) && is_known(draft, &former) {
+            let reason = format!("the database on {former} does not serve any more");
+            draft.act(Action::ForgetFormer { site: name.clone() }, reason);
+        }
+    }
+}
+
+/// Whether the server's member accepts writes, as far as anybody knows.
+fn in_service(draft: &Draft, server: &ServerId) -> bool {
+    let serves = draft.state.servers.get(server).is_some_and(|s| s.is_serving());
+    let member = draft.report(server).and_then(|report| report.member.as_ref());
+    serves && member.is_some_and(|member| member.state == MemberState::Synced)
+}
+
+/// Nothing is said of a server that merely has not reported to this controller yet.
+fn is_known(draft: &Draft, server: &ServerId) -> bool {
+    !draft.state.servers.get(server).is_some_and(|s| s.is_serving()) || draft.report(server).is_some()
 }
 
 /// Members that can be writers, with their server's standing.
