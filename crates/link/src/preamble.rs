@@ -18,6 +18,9 @@ pub enum Preamble {
     Tree { digest: Digest },
     /// A connection to the site's writer; stale epochs are refused.
     Sql { site: SiteName, epoch: u64 },
+    /// The site has another writer: no connection of this epoch or an earlier one may go on. Opened once they
+    /// have all ended.
+    SqlClose { site: SiteName, epoch: u64 },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

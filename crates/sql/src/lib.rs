@@ -1,22 +1,40 @@
-//! What an instance finds as its MySQL, at `localhost` (the socket) and at 127.0.0.1:3306: bytes to and from
-//! the site's writer, wherever that is.
+//! What an instance finds as its MySQL, at `localhost` (the socket) and at 127.0.0.1:3306.
 //!
 //! ```text
-//!  instance ── listen ── session ──┬── member of this server
-//!                                  └── TLS ── relay ── member of the writer's server
+//!  instance ── listen ── session ──┬── backend ── member of this server
+//!                                  └── backend ── TLS ── relay ── member of the writer's server
 //! ```
 //!
-//! Promises: a connection only ever reaches the member that is the site's writer by the latest part, under the
-//! site's own loopback address; it is cut at once when the writer changes; one that arrives meanwhile waits.
-//! Everything goes on by the last part while the agent is gone.
+//! Promises: a statement only ever reaches the member that is the site's writer by the latest part, under the
+//! site's own loopback address. When the writer changes, sessions go on at the new one: what is known not to
+//! have been committed is done again, and what is not known is asked. Nothing of one client's session is seen
+//! by another. Everything goes on by the last part while the agent is gone.
 
+mod answer;
+mod backend;
+mod barrier;
+mod caps;
+mod carry;
+mod compress;
+mod effect;
+mod fence;
+mod handshake;
+mod inbox;
 mod listen;
+mod login;
 mod member;
 mod netns;
+mod opening;
 mod packet;
 mod place;
 mod relay;
 mod session;
+mod token;
+mod transaction;
+mod warm;
+mod wire;
+mod worker;
+mod writer;
 
 use std::net::SocketAddr;
 
@@ -25,6 +43,9 @@ use kopek_core::part::SqlPart;
 use kopek_link::{Identity, IdentityError, follow};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+
+use crate::backend::Ways;
+use crate::fence::Fences;
 
 /// What the agent said last; nothing before it said anything.
 type Following = watch::Receiver<Option<SqlPart>>;
@@ -35,17 +56,19 @@ pub enum SqlError {
     Identity(#[from] IdentityError),
     #[error("cannot listen on {address} for other servers: {source}; is another `kopek sql` running?")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot start a thread of sql")]
+    Thread(#[source] std::io::Error),
 }
 
-/// The process `kopek sql`. Ends only when it cannot begin.
+/// The process `kopek sql`: a worker thread per core for the instances, and the caller's own runtime for other
+/// servers. Ends only when it cannot begin; the workers end when it is dropped.
 pub async fn run(dirs: Dirs, config: ServerConfig) -> Result<(), SqlError> {
     let identity = Identity::load(&dirs.etc)?;
     let address = SocketAddr::new(config.address, SQL_PORT);
     let peers = TcpListener::bind(address).await.map_err(|source| SqlError::Listen { address, source })?;
     let following = follow::<SqlPart>(&dirs);
-    tokio::join!(
-        listen::keep_listeners(identity.clone(), following.part.clone()),
-        relay::serve_peers(identity, peers, following.part.clone()),
-    );
+    let ways = Ways { identity, part: following.part.clone(), fences: Fences::default() };
+    let _workers = worker::start(&ways, &config.name).map_err(SqlError::Thread)?;
+    relay::serve_peers(ways, peers).await;
     Ok(())
 }

@@ -1,14 +1,15 @@
 //! Keeps a Unix socket and a TCP listener for each instance of the part. One whose socket file or network
 //! namespace was replaced under it (an instance that was made anew) is made anew too; what cannot be made yet
-//! is tried again. Called by `run`.
+//! is tried again. Called by `worker`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::time::Duration;
 
 use kopek_core::{InstanceId, SiteName};
-use kopek_link::Identity;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -16,7 +17,8 @@ use tracing::{info, warn};
 
 use crate::Following;
 use crate::netns::{self, Inode};
-use crate::session::{Client, Sites};
+use crate::session::{Sites, serve};
+use crate::wire::Wire;
 
 /// The agent makes namespace and folder about when it publishes the part: what fails is soon tried again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -24,6 +26,21 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_millis(100);
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// Accepting fails when descriptors run out; trying again at once would only burn the processor.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Which instances are a worker's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Share {
+    pub(crate) number: usize,
+    pub(crate) of: usize,
+}
+
+impl Share {
+    fn has(self, instance: &InstanceId) -> bool {
+        let mut hasher = DefaultHasher::new();
+        instance.hash(&mut hasher);
+        hasher.finish() as usize % self.of == self.number
+    }
+}
 
 /// Where an instance finds its MySQL.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,20 +60,20 @@ struct Ear {
 type Ears = BTreeMap<(InstanceId, Spot), Ear>;
 
 /// For ever. Cuts the sessions of a listener that leaves.
-pub(crate) async fn keep_listeners(identity: Identity, mut part: Following) {
-    let sites = Sites::new(identity, part.clone());
+pub(crate) async fn keep_listeners(sites: Rc<Sites>, share: Share) {
+    let mut part = sites.ways.part.clone();
     let mut ears = Ears::new();
     let mut serving = JoinSet::new();
     let mut complained = BTreeSet::new();
     loop {
-        let wanted = wanted_spots(&part);
+        let wanted = wanted_spots(&part, share);
         remove_others(&mut ears, &wanted);
         let mut missing = BTreeSet::new();
         for (instance, spot) in wanted.into_iter().filter(|key| !ears.contains_key(key)).collect::<Vec<_>>() {
             match listen(&spot).await {
                 Ok((inode, listener)) => {
                     info!(%instance, ?spot, "listening");
-                    let task = serving.spawn(accept(listener, instance.site(), sites.clone()));
+                    let task = serving.spawn_local(accept(listener, instance.site(), sites.clone()));
                     ears.insert((instance, spot), Ear { inode, serving: task });
                 }
                 Err(error) => {
@@ -78,9 +95,9 @@ pub(crate) async fn keep_listeners(identity: Identity, mut part: Following) {
     }
 }
 
-fn wanted_spots(part: &Following) -> BTreeSet<(InstanceId, Spot)> {
+fn wanted_spots(part: &Following, share: Share) -> BTreeSet<(InstanceId, Spot)> {
     let part = part.borrow();
-    let listeners = part.iter().flat_map(|part| &part.listeners);
+    let listeners = part.iter().flat_map(|part| &part.listeners).filter(|(id, _)| share.has(id));
     listeners
         .flat_map(|(instance, listener)| {
             [Spot::Socket(listener.socket.clone()), Spot::Netns(listener.netns.clone())]
@@ -131,20 +148,19 @@ async fn listen(spot: &Spot) -> io::Result<(Inode, Listener)> {
 }
 
 /// Serves until aborted, which cuts its sessions.
-async fn accept(listener: Listener, site: SiteName, sites: Sites) {
+async fn accept(listener: Listener, site: SiteName, sites: Rc<Sites>) {
     let mut sessions = JoinSet::new();
     loop {
-        let client: io::Result<Client> = match &listener {
-            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Box::new(stream) as Client),
+        let client: io::Result<Wire> = match &listener {
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Wire::new(stream)),
             Listener::Tcp(listener) => listener.accept().await.and_then(|(stream, _)| {
                 stream.set_nodelay(true)?;
-                Ok(Box::new(stream) as Client)
+                Ok(Wire::new(stream))
             }),
         };
         match client {
             Ok(client) => {
-                let (site, sites) = (site.clone(), sites.clone());
-                sessions.spawn(async move { sites.serve(client, &site).await });
+                sessions.spawn_local(serve(sites.clone(), client, site.clone()));
             }
             Err(error) => {
                 warn!(%site, %error, "cannot accept a connection");

@@ -1,4 +1,4 @@
-//! This server's pool member as the end of a site's connections. Called by `session` when the writer is here
+//! This server's pool member as the end of a site's connections. Called by `backend` when the writer is here
 //! and by `relay` for the other servers: the same rule and the same address for both.
 
 use std::io;
@@ -11,6 +11,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use crate::Following;
+use crate::fence::{Entered, Fences};
+
 /// mariadbd's backlog answers in microseconds; one that is stopped does not answer at all.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -22,13 +25,36 @@ pub(crate) struct Way {
     source: IpAddr,
 }
 
+/// A connection to the member that counts as open as long as it is held.
+pub(crate) struct Joined {
+    pub(crate) stream: TcpStream,
+    pub(crate) entered: Entered,
+}
+
+/// Opens a connection for a site in `epoch`, or says why not.
+pub(crate) async fn join(
+    part: &Following,
+    fences: &Fences,
+    site: &SiteName,
+    epoch: u64,
+) -> Result<Joined, String> {
+    let way = match &*part.borrow() {
+        Some(part) => way_to_member(part, site, epoch)?,
+        None => return Err("this server has no part in the cell yet".to_owned()),
+    };
+    let entered = fences.enter(site, epoch).ok_or_else(|| format!("epoch {epoch} of site {site} is over"))?;
+    let stream =
+        way.connect().await.map_err(|error| format!("the pool member cannot be reached: {error}"))?;
+    Ok(Joined { stream, entered })
+}
+
 /// Whether this server's member is the site's writer in `epoch`, as far as the agent knows.
 pub(crate) fn serves(part: &SqlPart, site: &SiteName, epoch: u64) -> bool {
     part.writes_for.get(site) == Some(&epoch)
 }
 
 /// The way, or why there is none.
-pub(crate) fn way_to_member(part: &SqlPart, site: &SiteName, epoch: u64) -> Result<Way, String> {
+fn way_to_member(part: &SqlPart, site: &SiteName, epoch: u64) -> Result<Way, String> {
     let server = &part.server;
     if !serves(part, site, epoch) {
         return Err(match part.writes_for.get(site) {
@@ -42,7 +68,7 @@ pub(crate) fn way_to_member(part: &SqlPart, site: &SiteName, epoch: u64) -> Resu
 }
 
 impl Way {
-    pub(crate) async fn connect(&self) -> io::Result<TcpStream> {
+    async fn connect(&self) -> io::Result<TcpStream> {
         let socket = if self.member.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // Otherwise bind would reserve a port, and a site that opens a connection for each page would run
         // out of them: those in TIME_WAIT are reused only by connect.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kopek_core::{ServerId, SiteName};
-use kopek_link::{Identity, Peer, Preamble, Welcome, peer_of, read_preamble, send_welcome};
+use kopek_link::{Peer, Preamble, Welcome, peer_of, read_preamble, send_welcome};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,9 +17,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 
-use crate::Following;
-use crate::member::{serves, way_to_member};
-use crate::place::Places;
+use crate::backend::Ways;
+use crate::member::{Joined, join, serves};
+use crate::place::{Place, Places};
 
 /// Three servers at their own limit of a site.
 const EACH_SITE_MAX: usize = 3 * crate::session::EACH_SITE_MAX;
@@ -27,9 +27,11 @@ const EACH_SITE_MAX: usize = 3 * crate::session::EACH_SITE_MAX;
 const CONNECTIONS_MAX: usize = 4_096;
 /// TLS and the first line; both take milliseconds.
 const PREAMBLE_LIMIT: Duration = Duration::from_secs(5);
+/// Twice what a session lets its transaction end in.
+const LEAVE_LIMIT: Duration = Duration::from_millis(100);
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Largest part of a TLS record; more would only wait.
-pub(crate) const BUFFER: usize = 16 * 1024;
+const BUFFER: usize = 16 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 enum RelayError {
@@ -46,9 +48,9 @@ enum RelayError {
 }
 
 /// For ever.
-pub(crate) async fn serve_peers(identity: Identity, listener: TcpListener, part: Following) {
+pub(crate) async fn serve_peers(ways: Ways, listener: TcpListener) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let relay = Relay { acceptor: identity.acceptor(), part, places: Places::new(EACH_SITE_MAX) };
+    let relay = Relay { acceptor: ways.identity.acceptor(), ways, places: Places::new(EACH_SITE_MAX) };
     let mut connections = JoinSet::new();
     loop {
         let held = room.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -74,7 +76,7 @@ pub(crate) async fn serve_peers(identity: Identity, listener: TcpListener, part:
 #[derive(Clone)]
 struct Relay {
     acceptor: TlsAcceptor,
-    part: Following,
+    ways: Ways,
     places: Places,
 }
 
@@ -95,6 +97,12 @@ impl Relay {
                     Err(why) => why,
                 }
             }
+            (Some(Peer::Server(server)), Preamble::SqlClose { site, epoch }) => {
+                self.ways.fences.close(&site, epoch).await;
+                info!(%site, epoch, %server, "closed: the site has another writer");
+                send_welcome(&mut stream, &Welcome::Open { bytes: None }).await?;
+                return Ok(());
+            }
             (Some(Peer::Server(_)), _) => "this port relays database connections only".to_owned(),
             (_, _) => "only servers of the cell may relay".to_owned(),
         };
@@ -114,32 +122,36 @@ impl Relay {
     }
 
     /// A connection to the member, or why not.
-    async fn open(&self, site: &SiteName, epoch: u64) -> Result<(TcpStream, crate::place::Place), String> {
-        let way = match &*self.part.borrow() {
-            Some(part) => way_to_member(part, site, epoch)?,
-            None => return Err("this server has no part in the cell yet".to_owned()),
-        };
+    async fn open(&self, site: &SiteName, epoch: u64) -> Result<(Joined, Place), String> {
         let place = self.places.take(site).ok_or_else(|| format!("too many connections of site {site}"))?;
-        let member =
-            way.connect().await.map_err(|error| format!("the pool member cannot be reached: {error}"))?;
-        Ok((member, place))
+        let joined = join(&self.ways.part, &self.ways.fences, site, epoch).await?;
+        Ok((joined, place))
     }
 
-    /// Until either side ends or the member is no longer the site's writer.
+    /// Until either side ends or the member is no longer the site's writer. The other side has the same news
+    /// and leaves by itself when it is between two transactions, so it gets a moment for that.
     async fn relay(
         &self,
         mut stream: TlsStream<TcpStream>,
-        mut member: TcpStream,
+        joined: Joined,
         from: &ServerId,
         site: &SiteName,
         epoch: u64,
     ) -> Result<(), RelayError> {
-        let mut part = self.part.clone();
+        let Joined { stream: mut member, entered } = joined;
+        let mut part = self.ways.part.clone();
+        let relieved = async {
+            tokio::select! {
+                _ = part.wait_for(|part| !part.as_ref().is_some_and(|part| serves(part, site, epoch))) => (),
+                () = entered.closed() => (),
+            }
+            sleep(LEAVE_LIMIT).await;
+        };
         tokio::select! {
             ended = copy_bidirectional_with_sizes(&mut stream, &mut member, BUFFER, BUFFER) => {
                 ended.map(|_| ()).map_err(RelayError::Broken)
             }
-            _ = part.wait_for(|part| !part.as_ref().is_some_and(|part| serves(part, site, epoch))) => {
+            () = relieved => {
                 info!(%site, epoch, %from, "connection cut: this server is not the site's writer any more");
                 Ok(())
             }

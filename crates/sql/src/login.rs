@@ -1,0 +1,187 @@
+//! A client's login: greeting, TLS if it asks for it, its proof. The site's own account is known here, and its
+//! login is answered without asking anybody; any other account is the member's to judge. Called by `session`.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use kopek_core::desired::Database;
+use kopek_link::Identity;
+use tokio::time::timeout;
+
+use crate::backend::{Backend, HANDSHAKE_MAX};
+use crate::caps::Caps;
+use crate::compress::{Compressed, Method};
+use crate::handshake::{
+    Facts, Greeting, LOGIN_FIXED, Login, NATIVE, SHA2, new_nonce, proves, switch_payload,
+};
+use crate::packet::{ServerError, put_packet};
+use crate::wire::{Resumed, Wire};
+
+/// `connect_timeout` of MariaDB.
+const LOGIN_LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoginError {
+    #[error("the client broke off")]
+    Broken(#[from] io::Error),
+    #[error("the client did not log in within {} s", LOGIN_LIMIT.as_secs())]
+    Late,
+    #[error("the client does not speak the protocol")]
+    Odd,
+    #[error("access denied for {user:?}")]
+    Denied { user: String },
+}
+
+/// A client that has said who it is.
+pub(crate) struct Arrived {
+    pub(crate) wire: Wire,
+    pub(crate) login: Login,
+    /// Number of the next packet to it.
+    pub(crate) sequence: u8,
+    pub(crate) nonce: [u8; crate::handshake::NONCE],
+}
+
+/// Greets a client in the name of its member and hears who it is.
+pub(crate) async fn greet(
+    mut wire: Wire,
+    facts: &Facts,
+    thread: u32,
+    identity: &Identity,
+) -> Result<Arrived, LoginError> {
+    let greeting = async {
+        let nonce = new_nonce();
+        let facts = Facts { caps: offered(facts.caps), ..facts.clone() };
+        send(&mut wire, 0, &Greeting { facts: facts.clone(), thread, nonce }.payload()).await?;
+        let (mut sequence, mut payload) = wire.packet(HANDSHAKE_MAX).await?;
+        if payload.len() == LOGIN_FIXED && Caps(u64::from(payload[0]) | u64::from(payload[1]) << 8).has(Caps::SSL) {
+            let (stream, first) = wire.into_parts();
+            let tls = identity.open_acceptor().accept(Resumed::new(first, stream)).await?;
+            wire = Wire::new(tls);
+            (sequence, payload) = wire.packet(HANDSHAKE_MAX).await?;
+        }
+        let mut login = Login::parse(&payload).ok_or(LoginError::Odd)?;
+        // What we did not offer nobody can use.
+        login.caps = Caps(login.caps.0 & (facts.caps.0 | Caps::OURS.0));
+        Ok(Arrived { wire, login, sequence: sequence.wrapping_add(1), nonce })
+    };
+    timeout(LOGIN_LIMIT, greeting).await.map_err(|_| LoginError::Late)?
+}
+
+/// A member's capabilities without those that we do not pass on, and with those that are ours.
+fn offered(member: Caps) -> Caps {
+    let ours = Caps::CONNECT_WITH_DB
+        | Caps::COMPRESS
+        | Caps::ZSTD
+        | Caps::SSL
+        | Caps::SECURE_CONNECTION
+        | Caps::PLUGIN_AUTH
+        | Caps::CONNECT_ATTRS
+        | Caps::PLUGIN_AUTH_LENENC;
+    Caps((member.0 & Caps::SHAPING.0) | ours.0)
+}
+
+impl Arrived {
+    /// Whether the client knows the account's password. One that answered by another plugin is asked again.
+    pub(crate) async fn is_proved(&mut self, account: &Database) -> Result<bool, LoginError> {
+        if self.login.plugin != NATIVE && self.login.plugin != SHA2 {
+            let proof = self.ask_again(NATIVE, &self.nonce.clone()).await?;
+            self.login.proof = proof;
+            self.login.plugin = Bytes::from_static(NATIVE);
+        }
+        let proved = proves(&self.login.plugin, &self.login.proof, &account.password, &self.nonce);
+        if proved && self.login.plugin == SHA2 && !account.password.is_empty() {
+            // "Fast authentication success"; an OK packet follows.
+            self.send(&[1, 3]).await?;
+        }
+        Ok(proved)
+    }
+
+    async fn ask_again(&mut self, plugin: &[u8], nonce: &[u8]) -> Result<Bytes, LoginError> {
+        self.send(&switch_payload(plugin, nonce)).await?;
+        self.hear().await
+    }
+
+    async fn hear(&mut self) -> Result<Bytes, LoginError> {
+        let packet = timeout(LOGIN_LIMIT, self.wire.packet(HANDSHAKE_MAX)).await;
+        let (sequence, payload) = packet.map_err(|_| LoginError::Late)??;
+        self.sequence = sequence.wrapping_add(1);
+        Ok(payload.freeze())
+    }
+
+    pub(crate) async fn send(&mut self, payload: &[u8]) -> Result<(), LoginError> {
+        send(&mut self.wire, self.sequence, payload).await?;
+        self.sequence = self.sequence.wrapping_add(1);
+        Ok(())
+    }
+
+    pub(crate) async fn refuse(&mut self, error: &ServerError) -> Result<(), LoginError> {
+        self.wire.send(&error.packet(self.sequence)).await?;
+        Ok(())
+    }
+
+    /// Lets the member itself judge an account that is not the site's, with a nonce of its own.
+    pub(crate) async fn relay_to(&mut self, member: &mut Backend) -> Result<(), LoginError> {
+        let nonce = member.nonce();
+        let login = Login {
+            caps: self.login.caps & member.facts.caps,
+            proof: self.ask_again(NATIVE, &nonce).await?,
+            plugin: Bytes::from_static(NATIVE),
+            ..self.login.clone()
+        };
+        member.send(1, &login.payload()).await?;
+        member.shape.caps = login.caps & Caps::SHAPING;
+        self.relay_judgement(member).await
+    }
+
+    /// Until the member has said yes or no.
+    pub(crate) async fn relay_judgement(&mut self, member: &mut Backend) -> Result<(), LoginError> {
+        loop {
+            let (sequence, payload) = member.wire.packet(HANDSHAKE_MAX).await?;
+            self.send(&payload).await?;
+            match payload.first() {
+                Some(0x00) => return Ok(()),
+                Some(0xff) => {
+                    let user = String::from_utf8_lossy(&self.login.user).into_owned();
+                    return Err(LoginError::Denied { user });
+                }
+                _ => {
+                    let answer = self.hear().await?;
+                    member.send(sequence.wrapping_add(1), &answer).await?;
+                }
+            }
+        }
+    }
+
+    /// From the first command on both sides speak compressed, if they agreed on it.
+    pub(crate) fn compressed(self) -> (Wire, Login) {
+        let Arrived { wire, login, .. } = self;
+        let method = if login.caps.has(Caps::ZSTD) && !login.caps.has(Caps::COMPRESS) {
+            Method::Zstd { level: i32::from(login.zstd_level.unwrap_or(3)) }
+        } else if login.caps.has(Caps::COMPRESS) {
+            Method::Zlib
+        } else {
+            return (wire, login);
+        };
+        let (stream, first) = wire.into_parts();
+        (Wire::new(Compressed::new(Resumed::new(first, stream), method)), login)
+    }
+}
+
+async fn send(wire: &mut Wire, sequence: u8, payload: &[u8]) -> io::Result<()> {
+    let mut out = BytesMut::new();
+    put_packet(&mut out, sequence, &[payload]);
+    wire.send(&out).await
+}
+
+/// MariaDB's own words for a wrong password.
+pub(crate) fn denied(login: &Login, host: IpAddr) -> ServerError {
+    let user = String::from_utf8_lossy(&login.user);
+    let using = if login.proof.is_empty() { "NO" } else { "YES" };
+    ServerError::new(
+        1045,
+        b"28000",
+        format!("Access denied for user '{user}'@'{host}' (using password: {using})"),
+    )
+}

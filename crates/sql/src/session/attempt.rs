@@ -1,0 +1,168 @@
+//! One try at a command: its answer on the way from the member to the client. Called by `execute`.
+//!
+//! Promise: the client never sees bytes of two different answers to one command. What it has seen of an answer
+//! is hashed; a repetition passes those bytes over if they are the same, and ends the session if not.
+
+use std::pin::pin;
+
+use blake3::Hasher;
+use bytes::{Buf, BytesMut};
+use tokio::time::{Instant, timeout};
+
+use super::{CLIENT_STALL, End, GRACE, Session, until};
+use crate::answer::{Answer, Expected, Next, Said};
+use crate::inbox;
+use crate::transaction::Seen;
+use crate::wire::Wire;
+use crate::writer::writer_of;
+
+/// Held back at most; an answer to a write is some bytes, but for RETURNING.
+const HELD_MAX: usize = 1 << 20;
+
+/// How a try ended.
+pub(super) enum Ending {
+    /// The client has the whole answer.
+    Answered(Said),
+    /// The client has seen nothing of it.
+    Withheld { answer: BytesMut, said: Said },
+    /// The member is gone, or is the site's writer no more.
+    Lost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Withhold {
+    /// Only an error after which another try may succeed.
+    Passing,
+    /// The whole answer, if it is not too long.
+    All,
+}
+
+/// What the client has seen of the answer to the current command.
+#[derive(Default)]
+pub(super) struct Shown {
+    bytes: u64,
+    hasher: Hasher,
+    /// In a repetition: what has to be the same, as long as it was not reached.
+    must: Option<Seen>,
+}
+
+impl Shown {
+    pub(super) fn seen(&self) -> Seen {
+        Seen { bytes: self.bytes, hash: self.hasher.finalize() }
+    }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        self.bytes == 0 && self.must.is_none()
+    }
+
+    /// For the next try: its first bytes have to be those that were shown.
+    pub(super) fn again(&mut self) {
+        let seen = self.must.unwrap_or_else(|| self.seen());
+        *self = Shown { must: (seen.bytes > 0).then_some(seen), ..Shown::default() };
+    }
+
+    /// Shows bytes to the client, but for those that it has seen.
+    async fn show(&mut self, client: &mut Wire, bytes: &[u8]) -> Result<(), End> {
+        let mut new = bytes;
+        if let Some(must) = self.must {
+            let left = usize::try_from(must.bytes - self.bytes).unwrap_or(usize::MAX);
+            let (known, rest) = bytes.split_at(left.min(bytes.len()));
+            self.hasher.update(known);
+            self.bytes += known.len() as u64;
+            new = rest;
+            if self.bytes == must.bytes {
+                if self.hasher.finalize() != must.hash {
+                    return Err(End::Lost { why: "what the client had seen is different now".to_owned() });
+                }
+                self.must = None;
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.hasher.update(new);
+        self.bytes += new.len() as u64;
+        timeout(CLIENT_STALL, client.send(new)).await.map_err(|_| End::Stalled)??;
+        Ok(())
+    }
+}
+
+/// Errors after which the whole transaction is gone at the member and may succeed when it is done again:
+/// deadlock, also as the word for a write-set that failed certification.
+pub(super) fn is_passing(code: u16) -> bool {
+    code == 1213
+}
+
+/// Errors of a member that serves nobody any more: no primary component (1047), shutting down (1053), a commit
+/// that the group did not take (1180), connection killed by the provider's end (1927 comes with KILL too and is
+/// none of them).
+pub(super) fn is_leaving(code: u16) -> bool {
+    matches!(code, 1047 | 1053 | 1180)
+}
+
+impl Session {
+    /// Passes one answer from the member on. Nothing is read ahead of it.
+    pub(super) async fn pass_answer(
+        &mut self,
+        expected: Expected,
+        withhold: Withhold,
+        shown: &mut Shown,
+    ) -> Result<Ending, End> {
+        let part = self.sites.part();
+        let Session { client, backend, site, .. } = self;
+        let Some(backend) = backend else { return Ok(Ending::Lost) };
+        let mut answer = Answer::new(expected, backend.shape.caps);
+        let was = (backend.writer.server.clone(), backend.writer.epoch);
+        let (member, relieved) = backend.split(part.clone(), site);
+        let mut relieved = pin!(relieved);
+        let mut leave_at: Option<Instant> = None;
+        let mut held = BytesMut::new();
+        let mut holds = withhold == Withhold::All;
+        loop {
+            let (count, next) = answer.take(&member.input);
+            let passing_error = next == Next::Done
+                && shown.is_nothing()
+                && answer.said().error.is_some_and(|code| is_passing(code) || is_leaving(code));
+            if holds && held.len() + count > HELD_MAX {
+                holds = false;
+                shown.show(client, &held).await?;
+                held.clear();
+            }
+            if holds || passing_error {
+                held.extend_from_slice(&member.input[..count]);
+            } else if count > 0 {
+                shown.show(client, &member.input[..count]).await?;
+            }
+            member.input.advance(count);
+            match next {
+                Next::Done if holds || passing_error => {
+                    return Ok(Ending::Withheld { answer: held, said: *answer.said() });
+                }
+                Next::Done => return Ok(Ending::Answered(*answer.said())),
+                Next::WantsFile => {
+                    if inbox::pass_file(client, member).await? != inbox::Passed::Whole {
+                        return Ok(Ending::Lost);
+                    }
+                    continue;
+                }
+                Next::More => {}
+            }
+            tokio::select! {
+                biased;
+                read = member.fill() => match read {
+                    Ok(0) | Err(_) => return Ok(Ending::Lost),
+                    Ok(_) => {}
+                },
+                () = &mut relieved, if leave_at.is_none() => {
+                    // A former writer that lives may finish what it does.
+                    let now = writer_of(&part.borrow(), site).and_then(|writer| writer.former.clone());
+                    if now.is_none_or(|former| (former.server, former.epoch) != was) {
+                        return Ok(Ending::Lost);
+                    }
+                    leave_at = Some(Instant::now() + GRACE);
+                }
+                () = until(leave_at), if leave_at.is_some() => return Ok(Ending::Lost),
+            }
+        }
+    }
+}

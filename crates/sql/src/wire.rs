@@ -1,0 +1,152 @@
+//! One side's connection and what has been read from it and not used yet. Every wait can be given up without
+//! losing a byte. Used for clients and for members alike.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use crate::packet::{HEADER, header};
+
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Read at once at most. An answer of many rows is passed on in pieces of this size.
+const READ: usize = 16 * 1024;
+/// An idle connection keeps no more than this: there may be thousands.
+const READ_IDLE: usize = 512;
+
+pub(crate) struct Wire {
+    stream: Box<dyn Stream>,
+    pub(crate) input: BytesMut,
+}
+
+impl Wire {
+    pub(crate) fn new(stream: impl Stream + 'static) -> Wire {
+        Wire { stream: Box::new(stream), input: BytesMut::new() }
+    }
+
+    /// Of nobody: what is read ends at once.
+    pub(crate) fn closed() -> Wire {
+        Wire::new(tokio::io::join(tokio::io::empty(), tokio::io::sink()))
+    }
+
+    /// The stream, and what was read from it and belongs to what comes next.
+    pub(crate) fn into_parts(self) -> (Box<dyn Stream>, Bytes) {
+        (self.stream, self.input.freeze())
+    }
+
+    /// Reads more. 0: the other side has ended.
+    pub(crate) async fn fill(&mut self) -> io::Result<usize> {
+        if self.input.capacity() - self.input.len() < READ / 4 {
+            self.input.reserve(READ);
+        }
+        self.stream.read_buf(&mut self.input).await
+    }
+
+    /// Waits for the next bytes with as little memory as can be.
+    pub(crate) async fn fill_after_idling(&mut self) -> io::Result<usize> {
+        if self.input.is_empty() && self.input.capacity() > READ_IDLE {
+            self.input = BytesMut::new();
+        }
+        if self.input.capacity() == self.input.len() {
+            self.input.reserve(READ_IDLE);
+        }
+        self.stream.read_buf(&mut self.input).await
+    }
+
+    /// Waits until at least `count` bytes are there.
+    pub(crate) async fn fill_to(&mut self, count: usize) -> io::Result<()> {
+        if self.input.len() < count {
+            self.input.reserve(count - self.input.len());
+        }
+        while self.input.len() < count {
+            if self.fill().await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// One whole packet of at most `max` bytes: its sequence number and its payload.
+    pub(crate) async fn packet(&mut self, max: usize) -> io::Result<(u8, BytesMut)> {
+        self.fill_to(HEADER).await?;
+        let (length, sequence) = header(&self.input).expect("a header is there");
+        if length > max {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a packet of {length} bytes")));
+        }
+        self.fill_to(HEADER + length).await?;
+        self.input.advance(HEADER);
+        Ok((sequence, self.input.split_to(length)))
+    }
+
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await
+    }
+
+    pub(crate) async fn send_parts(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        match parts {
+            [one] => self.send(one).await,
+            parts => self.send(&parts.concat()).await,
+        }
+    }
+
+    /// Whether the other side has neither ended nor said anything: an idle connection as it should be.
+    pub(crate) fn is_quiet(&mut self) -> bool {
+        if !self.input.is_empty() {
+            return false;
+        }
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer).is_pending()
+    }
+
+    pub(crate) async fn end(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await
+    }
+}
+
+/// A stream from which some bytes had been read already.
+pub(crate) struct Resumed<S> {
+    first: Bytes,
+    stream: S,
+}
+
+impl<S> Resumed<S> {
+    pub(crate) fn new(first: Bytes, stream: S) -> Resumed<S> {
+        Resumed { first, stream }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Resumed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let count = self.first.len().min(buf.remaining());
+        buf.put_slice(&self.first.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Resumed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,60 @@
+//! One core's share of the instances: a single-threaded runtime with its own listeners, sessions and warm
+//! backends. An instance has one worker: it has one core's worth of PHP, whose queries one core of ours carries.
+//! Called by `run`.
+
+use std::io;
+use std::num::NonZero;
+use std::thread::JoinHandle;
+
+use kopek_core::ServerId;
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+use tracing::error;
+
+use crate::backend::Ways;
+use crate::listen::{Share, keep_listeners};
+use crate::place::Places;
+use crate::session::{EACH_SITE_MAX, Sites, WAITING_MAX};
+use crate::token::Slots;
+
+/// Ends them when dropped.
+pub(crate) struct Workers {
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        for thread in self.threads.drain(..) {
+            // One that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+pub(crate) fn start(ways: &Ways, server: &ServerId) -> io::Result<Workers> {
+    let count = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let (sessions, waiting) = (Places::new(EACH_SITE_MAX), Places::new(WAITING_MAX));
+    let mut workers = Workers { stop: watch::Sender::new(false), threads: Vec::new() };
+    for number in 0..count {
+        let runtime: LocalRuntime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())?;
+        let (ways, server, mut stop) = (ways.clone(), server.clone(), workers.stop.subscribe());
+        let (sessions, waiting) = (sessions.clone(), waiting.clone());
+        let thread = std::thread::Builder::new().name(format!("sql-{number}")).spawn(move || {
+            runtime.block_on(async {
+                let sites = Sites::new(ways, Slots::new(server, number), sessions, waiting);
+                spawn_local(sites.warm.clone().sweep());
+                tokio::select! {
+                    () = keep_listeners(sites, Share { number, of: count }) => error!("the agent's parts ended"),
+                    _ = stop.wait_for(|stop| *stop) => {}
+                }
+            });
+        })?;
+        workers.threads.push(thread);
+    }
+    Ok(workers)
+}
