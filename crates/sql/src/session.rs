@@ -416,7 +416,8 @@ impl Session {
                 }
                 _ => self.find().await?,
             };
-            let relieved = relieved_for_good(self.sites.part(), &self.site, &backend.writer.clone());
+            let writer = backend.writer.clone();
+            let relieved = relieved_for_good(self.sites.part(), &self.site, &writer);
             let brought = tokio::select! {
                 brought = self.carry.bring(&mut backend) => brought,
                 () = relieved => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
@@ -432,7 +433,7 @@ impl Session {
                     continue;
                 }
             }
-            let (site, writer) = (self.site.clone(), backend.writer.clone());
+            let site = self.site.clone();
             let relieved = relieved_for_good(self.sites.part(), &site, &writer);
             self.backend = Some(backend);
             if !self.transaction.is_open {

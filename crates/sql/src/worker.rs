@@ -39,12 +39,15 @@ pub(crate) fn start(ways: &Ways, server: &ServerId) -> io::Result<Workers> {
     let (sessions, waiting) = (Places::new(EACH_SITE_MAX), Places::new(WAITING_MAX));
     let mut workers = Workers { stop: watch::Sender::new(false), threads: Vec::new() };
     for number in 0..count {
-        let runtime: LocalRuntime = Builder::new_current_thread()
-            .enable_all()
-            .build_local(LocalOptions::default())?;
         let (ways, server, mut stop) = (ways.clone(), server.clone(), workers.stop.subscribe());
         let (sessions, waiting) = (sessions.clone(), waiting.clone());
         let thread = std::thread::Builder::new().name(format!("sql-{number}")).spawn(move || {
+            let runtime: io::Result<LocalRuntime> =
+                Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => return error!(%error, "a worker cannot begin"),
+            };
             runtime.block_on(async {
                 let sites = Sites::new(ways, Slots::new(server, number), sessions, waiting);
                 spawn_local(sites.warm.clone().sweep());

@@ -323,7 +323,8 @@ impl Session {
             return;
         }
         let Some(backend) = &mut self.backend else { return };
-        let relieved = relieved_for_good(self.sites.part(), &self.site, &backend.writer.clone());
+        let writer = backend.writer.clone();
+        let relieved = relieved_for_good(self.sites.part(), &self.site, &writer);
         let asking = async {
             backend.wire.send(&command_packet(command::QUERY, b"SHOW WARNINGS")).await?;
             backend.read_whole(Expected::Results, WARNINGS_MAX).await

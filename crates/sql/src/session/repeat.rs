@@ -71,7 +71,8 @@ impl Session {
             let mut backend = found.unwrap_or(Err(End::NoWriter)).map_err(|end| End::Lost {
                 why: format!("whether its COMMIT took place could not be asked: {end}"),
             })?;
-            let relieved = super::relieved_for_good(self.sites.part(), &self.site, &backend.writer.clone());
+            let writer = backend.writer.clone();
+            let relieved = super::relieved_for_good(self.sites.part(), &self.site, &writer);
             let answer = tokio::select! {
                 answer = ask(&mut backend, token, former) => answer,
                 () = relieved => Err(std::io::ErrorKind::TimedOut.into()),
