@@ -142,7 +142,8 @@ impl Sink for Writing {
         }
         let closes = matches!(piece, Piece::Sign(b',' | b')' | b'.' | b';'));
         // Between a name and its parenthesis no blank shows that it may be a function.
-        let opens = matches!(piece, Piece::Sign(b'(')) && self.text.ends_with(|c: char| c.is_ascii_lowercase());
+        let opens =
+            matches!(piece, Piece::Sign(b'(')) && self.text.ends_with(|c: char| c.is_ascii_lowercase());
         if !self.text.is_empty() && !closes && !opens && !self.text.ends_with(['(', '.']) {
             self.text.push(' ');
         }
@@ -231,7 +232,8 @@ impl<S: Sink> Normaliser<S> {
             self.close_list(token, text);
         }
         self.put(&piece, token, text);
-        if !matches!(self.rows, Rows::None) || matches!(self.last, Last::Keyword(Word::Values | Word::Value)) {
+        if !matches!(self.rows, Rows::None) || matches!(self.last, Last::Keyword(Word::Values | Word::Value))
+        {
             self.row(&piece);
         }
         match piece {
@@ -316,11 +318,8 @@ impl<S: Sink> Normaliser<S> {
                 };
             }
             Rows::Comma { first, mark } => {
-                self.rows = if opens {
-                    Rows::In { first: *first, mark: *mark, depth: 1 }
-                } else {
-                    Rows::None
-                };
+                self.rows =
+                    if opens { Rows::In { first: *first, mark: *mark, depth: 1 } } else { Rows::None };
                 self.row_hash = 0;
             }
             Rows::In { first, mark, .. } if closes => {

@@ -650,10 +650,9 @@ fn set_marks(name: Word) -> Marks {
         | Word::CharacterSetConnection
         | Word::CharacterSetResults
         | Word::CollationConnection => Marks::SETS_CHARSET,
-        Word::TxIsolation
-        | Word::TransactionIsolation
-        | Word::TxReadOnly
-        | Word::TransactionReadOnly => Marks::SETS_ISOLATION,
+        Word::TxIsolation | Word::TransactionIsolation | Word::TxReadOnly | Word::TransactionReadOnly => {
+            Marks::SETS_ISOLATION
+        }
         Word::Timestamp
         | Word::InsertId
         | Word::LastInsertId
