@@ -37,7 +37,8 @@ pub fn normalised(text: &[u8], dialect: Dialect, max: usize) -> String {
         normaliser.take(&token, text);
     }
     let mut shown = normaliser.into_sink().text;
-    shown.truncate(shown.floor_char_boundary(max));
+    let whole = (0..=max.min(shown.len())).rev().find(|at| shown.is_char_boundary(*at));
+    shown.truncate(whole.unwrap_or(0));
     shown
 }
 
@@ -142,7 +143,8 @@ impl Sink for Writing {
         }
         let closes = matches!(piece, Piece::Sign(b',' | b')' | b'.' | b';'));
         // Between a name and its parenthesis no blank shows that it may be a function.
-        let opens = matches!(piece, Piece::Sign(b'(')) && self.text.ends_with(|c: char| c.is_ascii_lowercase());
+        let opens =
+            matches!(piece, Piece::Sign(b'(')) && self.text.ends_with(|c: char| c.is_ascii_lowercase());
         if !self.text.is_empty() && !closes && !opens && !self.text.ends_with(['(', '.']) {
             self.text.push(' ');
         }
@@ -175,7 +177,7 @@ pub struct Normaliser<S: Sink> {
     pub sink: S,
     last: Last,
     /// Before the `+` or `-` that came last, when it can be a literal's sign.
-    before_sign: Option<S::Mark>,
+    before_sign: Option<(S::Mark, u64)>,
     list: Option<List<S::Mark>>,
     rows: Rows<S::Mark>,
     row_hash: u64,
@@ -219,19 +221,21 @@ impl<S: Sink> Normaliser<S> {
     pub fn take(&mut self, token: &Token, text: &[u8]) {
         let piece = self.piece(token);
         if let Piece::Literal = piece
-            && let Some(mark) = self.before_sign.take()
+            && let Some((mark, row_hash)) = self.before_sign.take()
         {
             self.sink.rewind(mark);
+            self.row_hash = row_hash;
         }
         self.before_sign = match piece {
-            Piece::Sign(b'+' | b'-') if self.last != Last::Operand => Some(self.sink.mark()),
+            Piece::Sign(b'+' | b'-') if self.last != Last::Operand => Some((self.sink.mark(), self.row_hash)),
             _ => None,
         };
         if let Piece::Sign(b')') = piece {
             self.close_list(token, text);
         }
         self.put(&piece, token, text);
-        if !matches!(self.rows, Rows::None) || matches!(self.last, Last::Keyword(Word::Values | Word::Value)) {
+        if !matches!(self.rows, Rows::None) || matches!(self.last, Last::Keyword(Word::Values | Word::Value))
+        {
             self.row(&piece);
         }
         match piece {
@@ -316,11 +320,8 @@ impl<S: Sink> Normaliser<S> {
                 };
             }
             Rows::Comma { first, mark } => {
-                self.rows = if opens {
-                    Rows::In { first: *first, mark: *mark, depth: 1 }
-                } else {
-                    Rows::None
-                };
+                self.rows =
+                    if opens { Rows::In { first: *first, mark: *mark, depth: 1 } } else { Rows::None };
                 self.row_hash = 0;
             }
             Rows::In { first, mark, .. } if closes => {

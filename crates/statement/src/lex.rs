@@ -187,8 +187,8 @@ impl<'a> Lexer<'a> {
         }
         let body = self.at + if own { 4 } else { 3 };
         let digits = self.text[body.min(self.text.len())..].iter().take(6).take_while(|b| b.is_ascii_digit());
-        let (count, number) =
-            digits.fold((0, 0u32), |(count, number), digit| (count + 1, number * 10 + u32::from(digit - b'0')));
+        let (count, number) = digits
+            .fold((0, 0u32), |(count, number), digit| (count + 1, number * 10 + u32::from(digit - b'0')));
         // Fewer than five are no version; MariaDB then reads them as SQL.
         let (count, number) = if count < 5 { (0, 0) } else { (count, number) };
         if number > SERVER_VERSION || (!own && MYSQL_ONLY.contains(&number)) {

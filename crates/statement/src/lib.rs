@@ -15,6 +15,7 @@ mod lex;
 mod marks;
 mod read;
 mod rewrite;
+mod table;
 mod word;
 
 pub use digest::{Digest, normalised};

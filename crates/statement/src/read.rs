@@ -70,7 +70,7 @@ pub fn read(text: &[u8], dialect: Dialect) -> Reading {
     let mut lexer = Lexer::new(text, dialect);
     let mut normaliser = Normaliser::new(Hashing::default());
     let mut reader = Reader::new(text);
-    while let Some(token) = lexer.next() {
+    for token in lexer.by_ref() {
         if reader.take(&token) {
             normaliser.take(&token, text);
         }
@@ -249,6 +249,8 @@ fn names_columns(before: Word) -> bool {
             | Partition
             | Using
             | View
+            | Procedure
+            | Function
     )
 }
 
@@ -650,10 +652,9 @@ fn set_marks(name: Word) -> Marks {
         | Word::CharacterSetConnection
         | Word::CharacterSetResults
         | Word::CollationConnection => Marks::SETS_CHARSET,
-        Word::TxIsolation
-        | Word::TransactionIsolation
-        | Word::TxReadOnly
-        | Word::TransactionReadOnly => Marks::SETS_ISOLATION,
+        Word::TxIsolation | Word::TransactionIsolation | Word::TxReadOnly | Word::TransactionReadOnly => {
+            Marks::SETS_ISOLATION
+        }
         Word::Timestamp
         | Word::InsertId
         | Word::LastInsertId

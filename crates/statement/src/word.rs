@@ -477,6 +477,7 @@ words! {
     Over = "over",
     PackKeys = "pack_keys",
     Package = "package",
+    Page = "page",
     PageChecksum = "page_checksum",
     ParseVcolExpr = "parse_vcol_expr",
     Partition = "partition",
