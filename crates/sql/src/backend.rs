@@ -11,13 +11,14 @@ use kopek_core::desired::Database;
 use kopek_core::part::RoutedWriter;
 use kopek_link::{Identity, Preamble, dial_stream};
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::Following;
 use crate::answer::{Answer, Expected, Next, Said};
 use crate::caps::Caps;
 use crate::fence::{Entered, Fences};
 use crate::handshake::{Facts, Greeting, Login, NATIVE, NONCE, native_proof, parse_switch};
-use crate::member::join;
+use crate::member::{Reach, join};
 use crate::packet::{ServerError, command, command_packet, put_packet};
 use crate::relay::notice_dead_peers;
 use crate::wire::Wire;
@@ -79,6 +80,9 @@ pub(crate) struct Ways {
     pub(crate) identity: Identity,
     pub(crate) part: Following,
     pub(crate) fences: Fences,
+    pub(crate) reach: Reach,
+    /// For clients that want TLS on their own connection.
+    pub(crate) tls: TlsAcceptor,
 }
 
 impl Backend {
@@ -118,7 +122,7 @@ impl Backend {
     ) -> Result<Backend, OpenError> {
         let is_here = ways.part.borrow().as_ref().is_some_and(|part| part.server == writer.server);
         let (mut wire, entered) = if is_here {
-            let joined = join(&ways.part, &ways.fences, site, writer.epoch).await;
+            let joined = join(ways, site, writer.epoch).await;
             let joined = joined.map_err(OpenError::Unreachable)?;
             (Wire::new(joined.stream), Some(joined.entered))
         } else {

@@ -97,7 +97,6 @@ impl Status {
     pub(crate) const AUTOCOMMIT: Status = Status(1 << 1);
     pub(crate) const MORE_RESULTS: Status = Status(1 << 3);
     pub(crate) const CURSOR_EXISTS: Status = Status(1 << 6);
-    pub(crate) const LAST_ROW_SENT: Status = Status(1 << 7);
     pub(crate) const NO_BACKSLASH_ESCAPES: Status = Status(1 << 9);
     /// MariaDB's own.
     pub(crate) const ANSI_QUOTES: Status = Status(1 << 15);

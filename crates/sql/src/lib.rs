@@ -10,6 +10,7 @@
 //! have been committed is done again, and what is not known is asked. Nothing of one client's session is seen
 //! by another. Everything goes on by the last part while the agent is gone.
 
+pub mod alone;
 mod answer;
 mod backend;
 mod barrier;
@@ -46,6 +47,7 @@ use tokio::sync::watch;
 
 use crate::backend::Ways;
 use crate::fence::Fences;
+use crate::member::Reach;
 
 /// What the agent said last; nothing before it said anything.
 type Following = watch::Receiver<Option<SqlPart>>;
@@ -67,7 +69,9 @@ pub async fn run(dirs: Dirs, config: ServerConfig) -> Result<(), SqlError> {
     let address = SocketAddr::new(config.address, SQL_PORT);
     let peers = TcpListener::bind(address).await.map_err(|source| SqlError::Listen { address, source })?;
     let following = follow::<SqlPart>(&dirs);
-    let ways = Ways { identity, part: following.part.clone(), fences: Fences::default() };
+    let tls = identity.open_acceptor();
+    let (part, fences) = (following.part.clone(), Fences::default());
+    let ways = Ways { identity, part, fences, reach: Reach::Cell, tls };
     let _workers = worker::start(&ways, &config.name).map_err(SqlError::Thread)?;
     relay::serve_peers(ways, peers).await;
     Ok(())

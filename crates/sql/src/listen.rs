@@ -129,7 +129,7 @@ fn remove_others(ears: &mut Ears, wanted: &BTreeSet<(InstanceId, Spot)>) {
     });
 }
 
-enum Listener {
+pub(crate) enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
 }
@@ -148,7 +148,7 @@ async fn listen(spot: &Spot) -> io::Result<(Inode, Listener)> {
 }
 
 /// Serves until aborted, which cuts its sessions.
-async fn accept(listener: Listener, site: SiteName, sites: Rc<Sites>) {
+pub(crate) async fn accept(listener: Listener, site: SiteName, sites: Rc<Sites>) {
     let mut sessions = JoinSet::new();
     loop {
         let client: io::Result<Wire> = match &listener {

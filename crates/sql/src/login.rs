@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kopek_core::desired::Database;
-use kopek_link::Identity;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::backend::{Backend, HANDSHAKE_MAX};
 use crate::caps::Caps;
@@ -48,7 +48,7 @@ pub(crate) async fn greet(
     mut wire: Wire,
     facts: &Facts,
     thread: u32,
-    identity: &Identity,
+    tls: &TlsAcceptor,
 ) -> Result<Arrived, LoginError> {
     let greeting = async {
         let nonce = new_nonce();
@@ -57,7 +57,7 @@ pub(crate) async fn greet(
         let (mut sequence, mut payload) = wire.packet(HANDSHAKE_MAX).await?;
         if payload.len() == LOGIN_FIXED && Caps(u64::from(payload[0]) | u64::from(payload[1]) << 8).has(Caps::SSL) {
             let (stream, first) = wire.into_parts();
-            let tls = identity.open_acceptor().accept(Resumed::new(first, stream)).await?;
+            let tls = tls.accept(Resumed::new(first, stream)).await?;
             wire = Wire::new(tls);
             (sequence, payload) = wire.packet(HANDSHAKE_MAX).await?;
         }

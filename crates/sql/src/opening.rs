@@ -25,9 +25,12 @@ const CATCH_UP: &str = "SET STATEMENT wsrep_sync_wait=1 FOR SELECT 1";
 pub(crate) struct Openings {
     ways: Ways,
     warm: Rc<Warm>,
-    /// The newest epoch of each site, and whether it is open.
-    epochs: RefCell<BTreeMap<SiteName, (u64, Rc<OnceCell<()>>)>>,
+    /// The newest one of each site.
+    epochs: RefCell<BTreeMap<SiteName, Epoch>>,
 }
+
+/// An epoch, and whether it is open.
+type Epoch = (u64, Rc<OnceCell<()>>);
 
 impl Openings {
     pub(crate) fn new(ways: Ways, warm: Rc<Warm>) -> Openings {
@@ -59,8 +62,8 @@ impl Openings {
                 }
                 self.catch_up(site, writer, shape).await
             })
-            .await
-            .map(|()| ())
+            .await?;
+        Ok(())
     }
 
     async fn close(&self, site: &SiteName, former: &FormerWriter) -> Result<(), String> {

@@ -4,7 +4,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-use crate::caps::{Caps, Status};
+use crate::caps::Status;
 
 pub(crate) const HEADER: usize = 4;
 /// A payload that says: I go on in the next packet.
@@ -20,7 +20,6 @@ pub(crate) mod command {
     pub(crate) const PROCESS_INFO: u8 = 0x0a;
     pub(crate) const PING: u8 = 0x0e;
     pub(crate) const CHANGE_USER: u8 = 0x11;
-    pub(crate) const BINLOG_DUMP: u8 = 0x12;
     pub(crate) const STMT_PREPARE: u8 = 0x16;
     pub(crate) const STMT_EXECUTE: u8 = 0x17;
     pub(crate) const STMT_SEND_LONG_DATA: u8 = 0x18;
@@ -106,7 +105,7 @@ pub(crate) fn ok_packet(sequence: u8, status: Status) -> BytesMut {
     out
 }
 
-/// What ends an answer that has no rows of its own in it: EOF, or OK in its place.
+/// A length-encoded integer.
 pub(crate) fn put_lenenc(out: &mut BytesMut, value: u64) {
     match value {
         0..0xfb => out.put_u8(value as u8),
@@ -186,12 +185,6 @@ impl<'a> Reader<'a> {
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-}
-
-/// How an answer to a client with these capabilities marks its end: with an OK packet whose first byte is
-/// that of EOF, or with EOF.
-pub(crate) fn ends_with_ok(caps: Caps) -> bool {
-    caps.has(Caps::DEPRECATE_EOF)
 }
 
 #[cfg(test)]

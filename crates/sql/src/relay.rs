@@ -124,7 +124,7 @@ impl Relay {
     /// A connection to the member, or why not.
     async fn open(&self, site: &SiteName, epoch: u64) -> Result<(Joined, Place), String> {
         let place = self.places.take(site).ok_or_else(|| format!("too many connections of site {site}"))?;
-        let joined = join(&self.ways.part, &self.ways.fences, site, epoch).await?;
+        let joined = join(&self.ways, site, epoch).await?;
         Ok((joined, place))
     }
 

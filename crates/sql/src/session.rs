@@ -22,7 +22,6 @@ use kopek_core::part::site_loopback;
 use kopek_core::SiteName;
 use kopek_core::desired::Database;
 use kopek_core::part::RoutedWriter;
-use kopek_link::Identity;
 use kopek_statement::Dialect;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
@@ -84,10 +83,6 @@ impl Sites {
 
     fn part(&self) -> Following {
         self.ways.part.clone()
-    }
-
-    fn identity(&self) -> &Identity {
-        &self.ways.identity
     }
 
     fn writer(&self, site: &SiteName) -> Option<RoutedWriter> {
@@ -200,18 +195,15 @@ impl Session {
         // Usually the next client is as the last one: then it gets its backend's own number in the greeting.
         let likely = sites.writer(&site).and_then(|writer| sites.warm.take_likely(&site, &writer));
         let thread = likely.as_ref().map_or_else(|| rand::random::<u32>() | 1 << 31, |backend| backend.thread);
-        let arrived = greet(client, &facts, thread, sites.identity()).await;
-        let mut arrived = match (arrived, likely) {
-            (Ok(arrived), likely) => (arrived, likely),
-            (Err(error), likely) => {
-                if let Some(backend) = likely {
-                    sites.warm.keep(&site, backend);
-                }
+        let arrived = greet(client, &facts, thread, &sites.ways.tls).await;
+        let give_back = |backend| sites.warm.keep(&site, backend);
+        let mut arrived = match arrived {
+            Ok(arrived) => arrived,
+            Err(error) => {
+                likely.map(give_back);
                 return Err(error);
             }
         };
-        let likely = arrived.1.take();
-        let mut arrived = arrived.0;
         let account = sites.account(&site);
         let is_own = account.as_ref().is_some_and(|(_, own)| own.user.as_bytes() == arrived.login.user);
         let number = account.as_ref().map_or(0, |(number, _)| *number);
@@ -219,9 +211,7 @@ impl Session {
         if is_own {
             let (_, own) = account.as_ref().expect("it is the site's own account");
             if !arrived.is_proved(own).await? {
-                if let Some(backend) = likely {
-                    sites.warm.keep(&site, backend);
-                }
+                likely.map(give_back);
                 let error = denied(&arrived.login, site_loopback(number));
                 arrived.refuse(&error).await?;
                 return Err(LoginError::Denied { user: own.user.clone() });
@@ -236,8 +226,9 @@ impl Session {
         }
         match likely {
             Some(likely) if is_own && likely.shape == shape => backend = Some(likely),
-            Some(likely) => sites.warm.keep(&site, likely),
-            None => {}
+            likely => {
+                likely.map(give_back);
+            }
         }
         if !is_own {
             backend = Some(log_in_foreign(&sites, &site, &mut arrived).await?);

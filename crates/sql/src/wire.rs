@@ -87,13 +87,6 @@ impl Wire {
         self.stream.flush().await
     }
 
-    pub(crate) async fn send_parts(&mut self, parts: &[&[u8]]) -> io::Result<()> {
-        match parts {
-            [one] => self.send(one).await,
-            parts => self.send(&parts.concat()).await,
-        }
-    }
-
     /// Whether the other side has neither ended nor said anything: an idle connection as it should be.
     pub(crate) fn is_quiet(&mut self) -> bool {
         if !self.input.is_empty() {

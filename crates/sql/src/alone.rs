@@ -1,0 +1,88 @@
+//! One database behind our sessions, without a cell: for the differential tests and the benchmark. Clients of
+//! the socket reach the database by its socket, those of the port by its port, so that accounts and lists of
+//! connections look as they do without us.
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use kopek_core::desired::Database;
+use kopek_core::part::{RoutedWriter, SqlPart, SqlSite};
+use kopek_core::{ServerId, SiteName};
+use kopek_link::Identity;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+use tokio_rustls::TlsAcceptor;
+
+use crate::backend::Ways;
+use crate::fence::Fences;
+use crate::listen::{Listener, accept};
+pub use crate::member::Endpoint;
+use crate::member::Reach;
+use crate::place::Places;
+use crate::session::{EACH_SITE_MAX, Sites, WAITING_MAX};
+use crate::token::Slots;
+
+/// What listens where, in front of what.
+pub struct Alone {
+    pub identity: Identity,
+    pub tls: Option<TlsAcceptor>,
+    /// The account whose logins are answered here.
+    pub account: Database,
+    /// Pairs of where to listen and which database stands behind it.
+    pub doors: Vec<(Endpoint, Endpoint)>,
+}
+
+/// Serves on this thread until the process ends; calls `ready` once it listens.
+pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(async {
+        let Alone { identity, tls, account, doors } = alone;
+        let site = |number: usize| SiteName::parse(&format!("door{number}")).expect("a name of letters and digits");
+        let server = ServerId::parse("alone").expect("a name of letters");
+        let endpoints: BTreeMap<SiteName, Endpoint> =
+            doors.iter().enumerate().map(|(number, (_, member))| (site(number), member.clone())).collect();
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let writer = RoutedWriter { server: server.clone(), relay: nowhere, epoch: 1, former: None };
+        let sites = endpoints.keys().map(|site| {
+            let writer = Some(writer.clone());
+            (site.clone(), SqlSite { number: 1, writer, database: Some(account.clone()) })
+        });
+        let part = SqlPart {
+            server: server.clone(),
+            sites: sites.collect(),
+            listeners: BTreeMap::new(),
+            member: None,
+            writes_for: BTreeMap::new(),
+        };
+        let (_part, part) = watch::channel(Some(part));
+        let tls = tls.unwrap_or_else(|| identity.open_acceptor());
+        let reach = Reach::Alone(Arc::new(endpoints));
+        let ways = Ways { identity, part, fences: Fences::default(), reach, tls };
+        let slots = Slots::new(server, 0);
+        let sites = Sites::new(ways, slots, Places::new(EACH_SITE_MAX), Places::new(WAITING_MAX));
+        spawn_local(sites.warm.clone().sweep());
+        for (number, (door, _)) in doors.into_iter().enumerate() {
+            let listener = match door {
+                Endpoint::Port(address) => Listener::Tcp(TcpListener::bind(address).await?),
+                Endpoint::Socket(path) => Listener::Unix(open_to_all(path)?),
+            };
+            spawn_local(accept(listener, site(number), Rc::clone(&sites)));
+        }
+        ready();
+        std::future::pending().await
+    })
+}
+
+fn open_to_all(path: PathBuf) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o777))?;
+    Ok(listener)
+}
