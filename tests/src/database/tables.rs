@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 
 use crate::database::history::{End, Transfer};
 use crate::database::seats::Seats;
@@ -103,23 +103,25 @@ pub async fn quiet(seats: &Seats) -> Result<()> {
     .await
 }
 
-/// Each member of the pool, asked by itself, holds the same.
-pub async fn members_agree(rack: &Rack, servers: &[String]) -> Result<()> {
+/// What one member of the pool says by itself, not through `sql`. Fails while it does not answer.
+pub async fn member_says(rack: &Rack, server: &str, ask: &str) -> Result<String> {
+    rack.exec(server, &["mariadb", "-S", "/run/kopek/mariadb/mariadbd.sock", "-BN", USER, "-e", ask]).await
+}
+
+/// How the members of a pool that is whole differ, if they do.
+pub async fn differing(rack: &Rack, servers: &[String]) -> Result<Option<String>> {
     let names = TABLES.map(|table| table.split(' ').next().unwrap_or_default());
     let ask = format!("SET SESSION wsrep_sync_wait = 1; CHECKSUM TABLE {}", names.join(", "));
-    let socket = "/run/kopek/mariadb/mariadbd.sock";
-    until("the members of the pool to hold the same", Duration::from_secs(10), || async {
-        let mut sums = BTreeMap::new();
-        for server in servers {
-            let sum = rack.exec(server, &["mariadb", "-S", socket, "-BN", USER, "-e", &ask]).await?;
-            sums.insert(server, sum);
-        }
-        let mut each = sums.values();
-        let first = each.next();
-        ensure!(each.all(|sum| Some(sum) == first), "they differ: {sums:?}");
-        Ok(Some(()))
-    })
-    .await
+    let mut sums = BTreeMap::new();
+    for server in servers {
+        let sum = until("the members of the pool to answer", LIMIT, || async {
+            member_says(rack, server, &ask).await.map(Some)
+        });
+        sums.insert(server, sum.await?);
+    }
+    let mut each = sums.values();
+    let first = each.next();
+    Ok((!each.all(|sum| Some(sum) == first)).then(|| format!("the members of the pool differ: {sums:?}")))
 }
 
 async fn insist(seats: &Seats, statements: &[String]) -> Result<()> {
