@@ -8,10 +8,11 @@ from dataclasses import dataclass
 NOISE = [
     (re.compile(r"\b\d{4}-\d\d-\d\d[ T]\d\d?:\d\d:\d\d(\.\d+)?"), "TIME"),
     (re.compile(r"\b\d\d:\d\d:\d\d(\.\d+)?\b"), "TIME"),
-    (re.compile(r"/\S*/var(/\d+)?/"), "VAR/"),
+    (re.compile(r"/\S*/kopek-differential-[^/]+/[^/]+/(var/)?(\d+/)?"), "FOLDER/"),
     (re.compile(r"0x[0-9a-f]{6,}"), "ADDRESS"),
+    (re.compile(r"IDENTIFIED BY '\w+'"), "IDENTIFIED BY 'RANDOM'"),
     (re.compile(r"(127\.0\.0\.1|localhost):\d+"), r"\1:PORT"),
-    (re.compile(r"\bw\d+\b"), "WORKER"),
+    (re.compile(r"^thread '(\S+)' \(\d+\)", re.MULTILINE), r"thread '\1'"),
     (re.compile(r"\bsafe_process\[\d+\]|\bpid[: ]+\d+"), "PROCESS"),
 ]
 # The lines of the suite's report that say what came out: the difference to the recorded result, and mysqltest's word.

@@ -48,20 +48,20 @@ def run(folder, mode, tests, jobs, minutes, proxy):
     command += ["--force", "--max-test-fail=0", "--retry=0", f"--testcase-timeout={TEST_MINUTES}"]
     command += [f"--suite-timeout={minutes}", "--suite=main", *MODES[mode], *tests]
     if proxy is None:
-        return outcomes(command, folder, user, {}), []
+        return outcomes(command, folder, user), []
     keys = SUITE / "std_data"
     with Fronts(proxy, folder, user, keys / "server-cert.pem", keys / "server-key.pem") as fronts:
         hook = build_hook(folder)
         command += [f"--mysqld-env=LD_PRELOAD={hook}", f"--mysqld-env=KOPEK_FRONTS={fronts.address}"]
-        found = outcomes(command, folder, user, {})
+        found = outcomes(command, folder, user)
         return found, fronts.deaths
 
 
-def outcomes(command, folder, user, environment):
+def outcomes(command, folder, user):
     log = folder / "mtr.log"
     with log.open("wb") as output:
         # No names of this environment reach the tests: some print what they find.
-        clean = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C", **environment}
+        clean = {"PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C", "USER": user or os.environ["USER"]}
         subprocess.run(command, cwd=SUITE, stdout=output, stderr=subprocess.STDOUT, env=clean, user=user,
                        group=user, extra_groups=[] if user else None, check=False)
     found = parse(log.read_text(errors="replace"))

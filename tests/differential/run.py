@@ -37,11 +37,14 @@ def main():
     known = known_differences((HERE / "known.txt").read_text())
     folder = Path(tempfile.mkdtemp(prefix="kopek-differential-", dir=MEMORY))
     folder.chmod(0o755)
-    clean = True
+    clean = False
     try:
-        for suite in options.suites:
-            for mode in options.modes if suite == "mtr" else ["plain"]:
-                clean &= compared(suite, mode, options, known, folder)
+        results = [
+            compared(suite, mode, options, known, folder)
+            for suite in options.suites
+            for mode in (options.modes if suite == "mtr" else drivers.MODES[suite])
+        ]
+        clean = all(results)
     finally:
         if clean or not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -71,11 +74,13 @@ def arguments():
 def compared(suite, mode, options, known, folder):
     """Runs one suite in one mode both ways, tells what came out, and whether nothing unknown differs."""
     runs = Runs(suite, mode, options, folder)
+    # Names chosen by hand are mtr's; the drivers' suites are short and run whole.
+    tests = options.tests if suite == "mtr" else []
     if options.proxy is None:
-        direct = runs.direct(options.tests)
+        direct = runs.direct(tests)
         print(f"{suite} {mode}: direct {counts(direct)}", flush=True)
         return True
-    proxied, deaths = runs.proxied(options.tests)
+    proxied, deaths = runs.proxied(tests)
     direct = runs.direct_of(proxied)
     found = verdict(direct, proxied, known, mode)
     unsteady = []
@@ -110,22 +115,26 @@ class Runs:
         if self.suite == "mtr":
             found, deaths = mtr.run(folder, self.mode, tests, jobs, self.options.minutes, proxy)
         else:
-            found, deaths = drivers.run(self.suite, folder, tests, proxy)
+            found, deaths = drivers.run(self.suite, self.mode, folder, tests, proxy)
         took = time.monotonic() - began
         print(f"{self.suite} {self.mode}: {way} {counts(found)} in {took:.0f} s", file=sys.stderr, flush=True)
         return found, deaths
 
     def proxied(self, tests, jobs=None):
-        return self.run(bare(tests), jobs or self.options.jobs, self.options.proxy)
+        return self.run(self.named(tests), jobs or self.options.jobs, self.options.proxy)
 
     def direct(self, tests, jobs=None):
         """Runs direct and keeps what came out."""
-        found, _ = self.run(bare(tests), jobs or self.options.jobs, None)
+        found, _ = self.run(self.named(tests), jobs or self.options.jobs, None)
         kept = self.kept() | found
         CACHE.mkdir(parents=True, exist_ok=True)
         document = {test: [one.word, one.text, one.milliseconds] for test, one in sorted(kept.items())}
         self.kept_in.write_text(json.dumps(document, indent=1))
         return found
+
+    def named(self, tests):
+        """Names as the suite takes them: mtr runs every combination of a test."""
+        return sorted({test.split(" ")[0] for test in tests}) if self.suite == "mtr" else tests
 
     def kept(self):
         if not self.kept_in.exists():
@@ -137,18 +146,13 @@ class Runs:
         kept = {} if self.options.fresh else self.kept()
         absent = sorted(proxied.keys() - kept.keys())
         if absent:
-            whole = not self.options.tests and not kept
+            whole = not kept and (self.suite != "mtr" or not self.options.tests)
             kept = kept | self.direct([] if whole else absent)
         return {test: one for test, one in kept.items() if test in proxied}
 
 
 def version(suite):
     return mtr.package_version().replace(":", "_") if suite == "mtr" else drivers.version(suite)
-
-
-def bare(tests):
-    """Names as the suite takes them: it runs every combination of a test."""
-    return sorted({test.split(" ")[0] for test in tests})
 
 
 def counts(found):
