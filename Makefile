@@ -5,7 +5,7 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= /var/cache/kopek/target
 STORY ?= full
 
-.PHONY: help demo test bench chaos setup lint deny units e2e clean-caches
+.PHONY: help demo test bench chaos setup lint deny units differential differential-short e2e clean-caches
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,19 @@ units: ## tests of the crates, against real parts
 e2e: ## end-to-end tests on a virtual rack
 	cargo build -p kopek
 	cargo nextest run -p kopek-tests
+
+# The proxy alone before one server: see tests/differential/fronts.py for how it is called.
+ALONE = $(CARGO_TARGET_DIR)/release/examples/alone --user root
+
+differential: setup ## the test suites of MariaDB, PyMySQL and mysql_async, direct and through sql (hours)
+	cargo build --release -p kopek-sql --example alone
+	tests/differential/run.py --prove
+	tests/differential/run.py --proxy "$(ALONE)" --keep --modes plain ps cursor compress ssl together
+
+differential-short: ## the part of them that leans most on the protocol
+	cargo build --release -p kopek-sql --example alone
+	python3 -m unittest discover -s tests/differential
+	tests/differential/run.py --proxy "$(ALONE)" --keep --list tests/differential/short.txt
 
 bench: setup ## speed and size, as ratios taken in one run
 	cargo build --release -p kopek
