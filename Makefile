@@ -36,7 +36,7 @@ e2e: ## end-to-end tests on a virtual rack
 	cargo nextest run -p kopek-tests
 
 # The proxy alone before one server: see tests/differential/fronts.py for how it is called.
-ALONE = $(CARGO_TARGET_DIR)/release/examples/alone --user root
+ALONE = $(CARGO_TARGET_DIR)/release/examples/alone --user root --password ''
 
 differential: setup ## the test suites of MariaDB, PyMySQL and mysql_async, direct and through sql (hours)
 	cargo build --release -p kopek-sql --example alone

@@ -81,7 +81,7 @@ def server(folder, environment):
         subprocess.run(install, stdout=output, stderr=output, check=True, **as_user)
     command = ["/usr/sbin/mariadbd", "--no-defaults", f"--datadir={data}", f"--socket={at.socket}"]
     command += [f"--port={at.port}", "--bind-address=127.0.0.1", "--character-set-server=utf8mb4", "--local-infile=1", "--max-allowed-packet=36700160"]
-    # The dialog plugins of the authentication tests are called experimental.
+    # The plugins of the authentication tests are called experimental.
     command += ["--plugin-maturity=unknown"]
     command += [f"--ssl-cert={KEYS / 'server-cert.pem'}", f"--ssl-key={KEYS / 'server-key.pem'}"]
     with log.open("ab") as output:
