@@ -4,8 +4,10 @@
 SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= /var/cache/kopek/target
 STORY ?= full
+FAULTS ?= 200
+SEED ?=
 
-.PHONY: help demo test bench chaos setup lint deny units e2e clean-caches
+.PHONY: help demo test bench chaos-db setup lint deny units differential differential-short e2e clean-caches
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,9 +37,26 @@ e2e: ## end-to-end tests on a virtual rack
 	cargo build -p kopek
 	cargo nextest run -p kopek-tests
 
+# The proxy alone before one server: see tests/differential/fronts.py for how it is called.
+ALONE = $(CARGO_TARGET_DIR)/release/examples/alone --user root --password ''
+
+differential: setup ## the test suites of MariaDB, PyMySQL and mysql_async, direct and through sql (hours)
+	cargo build --release -p kopek-sql --example alone
+	tests/differential/run.py --prove
+	tests/differential/run.py --proxy "$(ALONE)" --keep --modes plain ps cursor compress ssl together
+
+differential-short: ## the part of them that leans most on the protocol
+	cargo build --release -p kopek-sql --example alone
+	python3 -m unittest discover -s tests/differential
+	tests/differential/run.py --proxy "$(ALONE)" --keep --list tests/differential/short.txt
+
 bench: setup ## speed and size, as ratios taken in one run
 	cargo build --release -p kopek
 	bench/run.py --kopek $(CARGO_TARGET_DIR)/release/kopek
+
+chaos-db: setup ## the database under faults, judged by what clients saw; a long run (FAULTS=200 SEED=n)
+	cargo build -p kopek -p kopek-tests --bin kopek --bin chaos_db
+	$(CARGO_TARGET_DIR)/debug/chaos_db --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) --out $(CARGO_TARGET_DIR)/chaos-db
 
 clean-caches: ## remove built images and build products that earlier runs cached
 	rm -rf /var/cache/kopek

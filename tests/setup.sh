@@ -10,6 +10,8 @@ packages=(
     e2fsprogs xfsprogs util-linux procps
     # images, the demo's site, measurements
     mmdebstrap wordpress wordpress-theme-twentytwentythree libjs-cropper libjs-underscore php-getid3 python3 curl wrk nginx-light haproxy
+    # other people's test suites, run through sql
+    mariadb-test mariadb-test-data patch python3-pip
 )
 
 [ "$(id -u)" = 0 ] || { echo "kopek: setup installs packages and makes network namespaces; run it as root" >&2; exit 2; }

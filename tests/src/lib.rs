@@ -1,6 +1,7 @@
 //! What the end-to-end tests and the demo story are told with: a rack driven through the command line as a person
 //! would, an unmodified WordPress used through its own pages, and visitors who notice everything.
 
+pub mod database;
 pub mod following;
 pub mod http;
 pub mod picture;

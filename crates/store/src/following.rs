@@ -4,7 +4,9 @@
 //!
 //! Promise: no revision of one store is mistaken for one of another. The stores number their commits
 //! independently, so the number of moves so far (`/epoch`, written by `migrate`) is the upper part of every
-//! revision that leaves here: a compare made before a move is a conflict after it, never a chance match.
+//! revision that leaves here: a compare made before a move is a conflict after it, never a chance match. Every
+//! commit compares that number too, and so does nothing in a store that is not the home: a server that hears late
+//! of a move away from etcd may meet the next, still empty cluster at the same addresses.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -123,12 +125,24 @@ impl Store for FollowingStore {
         let patience = Instant::now() + PATIENCE;
         loop {
             let home = self.inner.home().await?;
-            let Some(compares) = compares.iter().map(|compare| home.compare(compare)).collect() else {
+            let compares: Option<Vec<Compare>> =
+                compares.iter().map(|compare| home.compare(compare)).collect();
+            let Some(mut compares) = compares else {
                 return Ok(Commit::Conflict);
             };
+            compares.push(home.is_the_home());
             match home.store.commit(compares, ops.clone()).await {
                 Ok(Commit::Done { revision }) => {
                     return Ok(Commit::Done { revision: home.outside(revision) });
+                }
+                Ok(Commit::Conflict) => {
+                    if epoch_in(home.store.get(EPOCH_KEY).await?.as_ref()) == home.epoch {
+                        return Ok(Commit::Conflict);
+                    }
+                    if Instant::now() > patience {
+                        return Err(StoreError::Moving);
+                    }
+                    self.inner.leave(&home).await;
                 }
                 Err(StoreError::Moved(_)) if Instant::now() < patience => self.inner.leave(&home).await,
                 Err(StoreError::Moving) if Instant::now() < patience => sleep(PAUSE).await,
@@ -182,6 +196,15 @@ impl Settled {
         match change {
             Change::Put(entry) => Change::Put(self.entry(entry)),
             Change::Deleted { key, revision } => Change::Deleted { key, revision: self.outside(revision) },
+        }
+    }
+
+    /// Holds while this is the home, and in no other store.
+    fn is_the_home(&self) -> Compare {
+        let key = EPOCH_KEY.to_owned();
+        match self.epoch {
+            0 => Compare::Absent { key },
+            epoch => Compare::ValueIs { key, value: epoch.to_string().into_bytes() },
         }
     }
 
@@ -241,7 +264,13 @@ impl Inner {
             }
             sleep(PAUSE).await;
         }
-        let epoch = epoch_in(home.store.get(EPOCH_KEY).await?.as_ref());
+        let epoch = home.store.get(EPOCH_KEY).await?;
+        if epoch.is_none() && matches!(home.location, Location::Etcd { .. }) {
+            // The state comes to etcd by a move, which counts. This cluster has only been founded for one.
+            let store = home.location.to_string();
+            return Err(StoreError::Unavailable { store, why: "nothing was moved there yet".to_owned() });
+        }
+        let epoch = epoch_in(epoch.as_ref());
         if *self.location.borrow() != home.location {
             home.location.write(&file(&self.dirs))?;
             info!(to = %home.location, "followed the cell's state");
@@ -280,7 +309,8 @@ impl Inner {
                 Err(error) => error,
             };
             match looked {
-                error @ StoreError::Unavailable { .. } => {
+                // `Moving`: a store is filled where this server looks, and nothing there tells from where.
+                error @ (StoreError::Unavailable { .. } | StoreError::Moving) => {
                     debug!(%error, "looking for the cell's state");
                     self.look_elsewhere().await;
                 }
@@ -290,10 +320,13 @@ impl Inner {
         }
     }
 
-    /// Makes a store the home to which other servers' words lead.
+    /// Makes a store the home to which other servers' words lead; or the one that took the home's place at the
+    /// same addresses, and became the home.
     async fn look_elsewhere(&self) {
         let known = self.location.borrow().clone();
-        for told in self.whereabouts.told(&known).await {
+        let mut places = self.whereabouts.told(&known).await;
+        places.push(known);
+        for told in places {
             let Ok(store) = open(&told, &self.identity, &self.me, &self.dirs).await else { continue };
             let mut found = Home::at(told, store, None);
             match self.settle(&mut found).await {

@@ -64,6 +64,17 @@ fn link(server: &Server, state: &str) {
     assert!(server.command("ip").args(["link", "set", "eth0", state]).status().unwrap().success());
 }
 
+/// As if the state had been moved to etcd: else nobody takes a cluster of etcd for its home.
+fn moved_to(server: &Server, etcd: &Location) {
+    let (dirs, name, etcd) = (server.dirs.clone(), server.name.clone(), etcd.clone());
+    server.run(async move {
+        let identity = Identity::load(&dirs.etc).unwrap();
+        let store = open(&etcd, &identity, &name, &dirs).await.unwrap();
+        let put = Op::Put { key: "/epoch".to_owned(), value: b"1".to_vec(), lease: None };
+        store.commit(vec![], vec![put]).await.unwrap();
+    });
+}
+
 /// From etcd into a file of this server.
 fn moves_to(server: &Server, from: &Location) -> (Serving, Location) {
     let address = SocketAddr::new(server.address, STORE_PORT);
@@ -92,6 +103,7 @@ fn servers_that_were_off_or_cut_away_during_a_move_away_from_etcd_find_the_state
     let etcd = Location::Etcd { endpoints: members.endpoints() };
     let kept = [s1, s2, off].map(|server| member(server, &members));
     eventually("a store", SOON, || s1.run(is_healthy()).then_some(()));
+    moved_to(s1, &etcd);
     let [of_s1, of_s2, of_cut] = [s1, s2, cut].map(|server| agent(server, &etcd));
     writes(s1, &of_s1, "before");
     assert_eq!(reads(cut, &of_cut), Some(b"before".to_vec()));

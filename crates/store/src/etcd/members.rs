@@ -1,12 +1,19 @@
 //! The members of an etcd cluster as one that answers. One of them is current; when it fails or is silent,
 //! the next becomes current for everybody.
+//!
+//! Promise: every answer is of the cluster that answered first. A move of the cell's state to etcd founds another
+//! one at the same addresses (see `following`): what was read in the one would be missed in the other.
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions};
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Error, GetOptions, GetResponse, Identity, LeaseGrantResponse,
+    ResponseHeader, TlsOptions, TxnResponse,
+};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
@@ -27,6 +34,9 @@ pub(super) const ANSWER_MAX: usize = 64 << 20;
 /// A silent connection is asked after this, and dropped after as long again. Not shorter than etcd's
 /// `--grpc-keepalive-min-time`.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
+
+/// Why a member is left that answers for another cluster than before.
+pub(super) const OTHER_CLUSTER: &str = "another etcd cluster has taken its place";
 
 /// What proves who we are, and who the members are, in PEM.
 pub struct Pems {
@@ -52,6 +62,38 @@ impl Pems {
 pub(super) struct Members {
     members: Vec<(String, Client)>,
     current: AtomicUsize,
+    /// etcd's own number of the cluster, once it is known.
+    cluster: OnceLock<u64>,
+}
+
+/// What a member answers with, and so the cluster it is of.
+pub(super) trait Answer {
+    fn header(&self) -> Option<&ResponseHeader>;
+}
+
+impl Answer for GetResponse {
+    fn header(&self) -> Option<&ResponseHeader> {
+        self.header()
+    }
+}
+
+impl Answer for TxnResponse {
+    fn header(&self) -> Option<&ResponseHeader> {
+        self.header()
+    }
+}
+
+impl Answer for LeaseGrantResponse {
+    fn header(&self) -> Option<&ResponseHeader> {
+        self.header()
+    }
+}
+
+/// About a lease that the cluster granted: another one does not know it.
+impl Answer for () {
+    fn header(&self) -> Option<&ResponseHeader> {
+        None
+    }
 }
 
 /// What a request does, and so whether it may be sent again after its answer was lost.
@@ -102,7 +144,7 @@ impl Members {
         if members.is_empty() {
             return Err(StoreError::Refused { why: "a location in etcd names no endpoint".to_owned() });
         }
-        Ok(Members { members, current: AtomicUsize::new(0) })
+        Ok(Members { members, current: AtomicUsize::new(0), cluster: OnceLock::new() })
     }
 
     /// The member to talk to now, for streams.
@@ -119,9 +161,15 @@ impl Members {
         }
     }
 
+    /// Whether an answer is of the cluster that answered first.
+    pub fn are_of(&self, header: Option<&ResponseHeader>) -> bool {
+        header.is_none_or(|header| *self.cluster.get_or_init(|| header.cluster_id()) == header.cluster_id())
+    }
+
     /// Sends a request until a member answers it.
     pub async fn call<T, F>(&self, kind: Request, request: impl Fn(Client) -> F) -> Result<T, Failure>
     where
+        T: Answer,
         F: Future<Output = Result<T, Error>>,
     {
         let patience = Instant::now() + PATIENCE;
@@ -136,7 +184,8 @@ impl Members {
                 }
             };
             let (outcome, why) = match answered.await {
-                Some(Ok(Ok(answer))) => return Ok(answer),
+                Some(Ok(Ok(answer))) if self.are_of(answer.header()) => return Ok(answer),
+                Some(Ok(Ok(_))) => (Outcome::NotDone, OTHER_CLUSTER.to_owned()),
                 Some(Ok(Err(error))) => judge(error),
                 Some(Err(_)) => (Outcome::Unknown, format!("silent for {} ms", REQUEST_LIMIT.as_millis())),
                 None => (Outcome::Unknown, "the members changed their leader meanwhile".to_owned()),
@@ -185,7 +234,7 @@ enum Outcome {
     /// etcd understood and refuses: asking elsewhere gives the same.
     Refused,
     NotFound,
-    /// It provably did not reach the cluster.
+    /// It provably did not reach the cluster. What it did in another one there, `following` keeps harmless.
     NotDone,
     Unknown,
 }

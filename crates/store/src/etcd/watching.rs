@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::entry;
-use super::members::{ANSWER_MAX, Members};
+use super::members::{ANSWER_MAX, Members, OTHER_CLUSTER};
 use crate::store::{Change, Revision};
 
 /// A silent stream is asked for a sign of life this often.
@@ -35,7 +35,7 @@ pub(super) async fn feed(
     let mut seen = from;
     loop {
         let (index, client) = members.current();
-        match follow(client, &prefix, &mut seen, &batches).await {
+        match follow(&members, client, &prefix, &mut seen, &batches).await {
             End::Compacted | End::Dropped => return,
             End::Cut(why) => members.leave(index, &why),
         }
@@ -44,6 +44,7 @@ pub(super) async fn feed(
 }
 
 async fn follow(
+    members: &Members,
     client: Client,
     prefix: &str,
     seen: &mut Revision,
@@ -62,6 +63,9 @@ async fn follow(
             Ok(message) => message,
             Err(why) => return End::Cut(why),
         };
+        if !members.are_of(message.header()) {
+            return End::Cut(OTHER_CLUSTER.to_owned());
+        }
         if message.compact_revision() > 0 {
             return End::Compacted;
         }

@@ -1,7 +1,8 @@
 //! A cell's CA, and servers with folders and certificates of it.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use kopek_core::ServerId;
@@ -36,7 +37,7 @@ impl Cell {
     pub fn server(&self, name: &str) -> Server {
         let id = ServerId::parse(name).unwrap();
         let csr = Csr::new().unwrap();
-        let certificate = self.authority.issue_server(&csr.csr_pem, &id, &[]).unwrap();
+        let certificate = self.authority.issue_server(&csr.csr_pem, &id, &[own_ip()]).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         let dirs = Dirs {
@@ -61,7 +62,7 @@ impl Cell {
     pub fn stranger(&self) -> Identity {
         let (csr, id) = (Csr::new().unwrap(), ServerId::parse("s1").unwrap());
         let theirs = CellAuthority::create("other").unwrap();
-        let certificate = theirs.issue_server(&csr.csr_pem, &id, &[]).unwrap();
+        let certificate = theirs.issue_server(&csr.csr_pem, &id, &[own_ip()]).unwrap();
         Identity::from_pem(self.ca_pem(), &certificate, &csr.key_pem).unwrap()
     }
 
@@ -90,9 +91,17 @@ impl Server {
     }
 }
 
-/// A loopback address nobody listens on.
+/// A loopback address on which nobody listens, and which no test that runs at the same time takes meanwhile: a
+/// port that the kernel calls free on 127.0.0.1 is anybody's until it is listened on, also an outgoing connection's.
 pub fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    SocketAddr::new(own_ip(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Of this process alone: a process id has at most 22 bits, and these lie above 127.64.0.0.
+pub fn own_ip() -> IpAddr {
+    let first = Ipv4Addr::new(127, 64, 0, 0).to_bits();
+    Ipv4Addr::from_bits(first | (std::process::id() & 0x3f_ffff)).into()
 }
 
 /// Asks until it gets something, at most 30 s.

@@ -40,10 +40,19 @@ impl Drop for Cluster {
 impl Cluster {
     /// Started, and with a leader.
     pub async fn start(cell: &Cell) -> Cluster {
+        Cluster::start_at(cell, &[(); 3].map(|()| (free_address(), free_address()))).await
+    }
+
+    /// An empty one in its place, as a later move of the cell's state founds it.
+    pub async fn replaced(self, cell: &Cell) -> Cluster {
+        let places: Vec<_> = self.members.iter().map(|member| (member.address, member.peer)).collect();
+        drop(self);
+        Cluster::start_at(cell, &places).await
+    }
+
+    async fn start_at(cell: &Cell, places: &[(SocketAddr, SocketAddr)]) -> Cluster {
         let server = cell.server("s1");
         let folder = tempfile::tempdir().unwrap();
-        let places: Vec<(SocketAddr, SocketAddr)> =
-            (0..3).map(|_| (free_address(), free_address())).collect();
         let peers: Vec<String> = (0..3).map(|n| format!("m{n}=https://{}", places[n].1)).collect();
         let mut members = Vec::new();
         for (n, (client, peer)) in places.iter().enumerate() {
@@ -59,6 +68,7 @@ impl Cluster {
             command.arg(format!("--advertise-client-urls=https://{client}"));
             command.arg(format!("--initial-advertise-peer-urls=https://{peer}"));
             command.arg(format!("--initial-cluster={}", peers.join(",")));
+            command.arg(format!("--initial-cluster-token={}", folder.path().display()));
             for side in ["", "peer-"] {
                 command.arg(format!("--{side}cert-file={}", etc.join("server.pem").display()));
                 command.arg(format!("--{side}key-file={}", etc.join("server.key").display()));

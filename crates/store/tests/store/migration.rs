@@ -17,9 +17,11 @@ use tokio::sync::{Notify, Semaphore};
 use crate::cell::{Cell, Server, eventually, free_address};
 use crate::conformance::{ends, increment, number, put};
 use crate::etcd::Cluster;
+use crate::relay::Relay;
 
 /// Two servers, the embedded store on the first, and an etcd cluster.
 struct Rig {
+    cell: Cell,
     servers: [Server; 2],
     cluster: Cluster,
     embedded: Location,
@@ -36,7 +38,7 @@ impl Rig {
         let cluster = Cluster::start(&cell).await;
         let embedded = Location::Embedded { host: servers[0].id.clone(), address };
         let etcd = Location::Etcd { endpoints: cluster.endpoints(0) };
-        Rig { servers, cluster, embedded, etcd, _serving: serving }
+        Rig { cell, servers, cluster, embedded, etcd, _serving: serving }
     }
 
     async fn raw(&self, location: &Location) -> Arc<dyn Store> {
@@ -453,6 +455,64 @@ async fn a_mover_that_comes_too_late_writes_nothing_into_another_store_at_the_sa
     let error = late.await.unwrap_err();
     assert!(matches!(error, MigrateError::Overtaken { .. }), "{error}");
     assert_eq!(second.range("").await.unwrap().entries.len(), 1, "only the mark");
+}
+
+/// One that hears of no move while its relays are closed.
+struct Late {
+    relays: Vec<Relay>,
+    store: Arc<FollowingStore>,
+}
+
+impl Late {
+    async fn at_etcd(rig: &Rig) -> Late {
+        let mut relays = Vec::new();
+        for address in rig.cluster.addresses() {
+            relays.push(Relay::to(address).await);
+        }
+        let endpoints = relays.iter().map(|relay| format!("https://{}", relay.address)).collect();
+        let server = &rig.servers[1];
+        Location::Etcd { endpoints }.write(&location_file(&server.dirs.etc)).unwrap();
+        Late { relays, store: following(server).await }
+    }
+
+    fn cut(&self) {
+        self.relays.iter().for_each(Relay::close);
+    }
+
+    fn heal(&self) {
+        self.relays.iter().for_each(Relay::reopen);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_empty_cluster_at_the_same_addresses_is_not_taken_for_the_cells_state() {
+    let mut rig = Rig::new().await;
+    rig.raw(&rig.embedded).await.commit(vec![], vec![put("/k", "first")]).await.unwrap();
+    rig.migrate(&rig.embedded, &rig.etcd).await.unwrap();
+    let late = Late::at_etcd(&rig).await;
+    assert_eq!(late.store.get("/k").await.unwrap().unwrap().value, b"first");
+
+    late.cut();
+    rig.migrate(&rig.etcd, &rig.embedded).await.unwrap();
+    rig.cluster = rig.cluster.replaced(&rig.cell).await;
+    late.heal();
+    let again = following(&rig.servers[1]).await;
+    for store in [&late.store, &again] {
+        let read = store.range("").await;
+        assert!(matches!(read, Err(StoreError::Unavailable { .. })), "{read:?}");
+        let written = store.commit(vec![], vec![put("/k", "astray")]).await;
+        assert!(matches!(written, Err(StoreError::Unavailable { .. })), "{written:?}");
+    }
+    assert_eq!(rig.raw(&rig.etcd).await.range("").await.unwrap().entries, [], "nothing went astray");
+
+    // Once the state is there again, so is who waited there.
+    rig.raw(&rig.embedded).await.commit(vec![], vec![put("/k", "second")]).await.unwrap();
+    rig.migrate(&rig.embedded, &rig.etcd).await.unwrap();
+    for store in [&late.store, &again] {
+        let value = eventually("the state", async || store.get("/k").await.ok().flatten()).await.value;
+        assert_eq!(value, b"second");
+        store.commit(vec![], vec![put("/k", "second")]).await.unwrap();
+    }
 }
 
 /// As `control` does it: the source is the store that follows.
