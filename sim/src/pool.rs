@@ -182,6 +182,7 @@ impl Pool {
         };
         let group_size = if member.process == Process::Synced { self.view.len() } else { 0 };
         let position = Some(member.disk.clone());
-        Some(SeenMember { state, group_size, position, databases: Vec::new() })
+        let group = if member.process == Process::Synced { self.view.clone() } else { BTreeSet::new() };
+        Some(SeenMember { state, group_size, group, position, databases: Vec::new() })
     }
 }

@@ -1,9 +1,11 @@
 //! Who is a member of the pool, who starts it, and which member serves a site.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use kopek_core::assign::assignments;
 use kopek_core::assignment::Start;
 use kopek_core::desired::Standing;
-use kopek_core::observed::{MemberState, Position, SeenMember};
+use kopek_core::observed::{MemberState, Position, Seen, SeenMember};
 use kopek_core::{Moment, ServerId};
 use kopek_sim::rack::{server, site};
 use kopek_sim::{Cell, rack};
@@ -32,8 +34,9 @@ fn stopped(states: [MemberState; 3], seqnos: [i64; 3]) -> Cell {
     cell.run_ms(3_000);
     for ((name, state), seqno) in ["a", "b", "c"].into_iter().zip(states).zip(seqnos) {
         let group = if seqno < 0 { "none" } else { "group-1" }.to_owned();
+        let position = Some(Position { group, seqno });
         *member(&mut cell, name) =
-            SeenMember { state, group_size: 0, position: Some(Position { group, seqno }), databases: vec![] };
+            SeenMember { state, group_size: 0, group: BTreeSet::new(), position, databases: vec![] };
     }
     cell.placed.pool.stopped = Some(Moment(0));
     cell
@@ -274,4 +277,27 @@ fn a_writer_that_died_is_no_former_one() {
     cell.kill("a");
     cell.run_until("b writes", 10_000, |cell| cell.writer("shop") == Some("b"));
     assert_eq!(former(&cell), None);
+}
+
+fn heard(cell: &mut Cell) -> &mut BTreeMap<ServerId, Seen> {
+    &mut cell.controller.as_mut().unwrap().observed.servers
+}
+
+#[test]
+fn a_writer_that_the_others_put_out_of_the_group_is_replaced_before_its_server_is_dead() {
+    let mut cell = cell_of(&["a", "b", "c"]);
+    for name in ["b", "c"] {
+        member(&mut cell, name).group.remove(&server("a"));
+    }
+    let moves = ["writer of shop is b (epoch 2): the database on a is out of the group of b"];
+    heard(&mut cell).get_mut(&server("a")).unwrap().at = Moment(0);
+    assert_eq!(decided(&cell), moves, "nothing was heard of it since");
+    heard(&mut cell).remove(&server("a"));
+    assert_eq!(decided(&cell), moves, "a new controller has never heard of it");
+
+    let mut cell = cell_of(&["a", "b", "c"]);
+    member(&mut cell, "b").group.remove(&server("a"));
+    let at = cell.now;
+    heard(&mut cell).values_mut().for_each(|seen| seen.at = at);
+    assert_eq!(decided(&cell), NOTHING, "its own word is as new");
 }

@@ -72,12 +72,28 @@ fn forget_formers(draft: &mut Draft) {
 fn in_service(draft: &Draft, server: &ServerId) -> bool {
     let serves = draft.state.servers.get(server).is_some_and(|s| s.is_serving());
     let member = draft.report(server).and_then(|report| report.member.as_ref());
-    serves && member.is_some_and(|member| member.state == MemberState::Synced)
+    serves
+        && member.is_some_and(|member| member.state == MemberState::Synced)
+        && outvoted_by(draft, server).is_none()
 }
 
 /// Nothing is said of a server that merely has not reported to this controller yet.
 fn is_known(draft: &Draft, server: &ServerId) -> bool {
-    !draft.state.servers.get(server).is_some_and(|s| s.is_serving()) || draft.report(server).is_some()
+    !draft.state.servers.get(server).is_some_and(|s| s.is_serving())
+        || draft.report(server).is_some()
+        || outvoted_by(draft, server).is_some()
+}
+
+/// Whether members that are in service say that this one is not in their group, and nothing was heard of it
+/// since. Their group goes on without it: it commits nothing, long before its server is declared dead.
+fn outvoted_by<'d>(draft: &'d Draft, server: &ServerId) -> Option<&'d ServerId> {
+    let last_word = draft.observed.servers.get(server).map(|seen| seen.at);
+    draft.state.placed.pool.members.iter().find(|member| {
+        let group = draft.report(member).and_then(|r| r.member.as_ref()).map(|seen| &seen.group);
+        let excludes = group.is_some_and(|group| group.contains(*member) && !group.contains(server));
+        let seen = draft.observed.servers.get(*member);
+        excludes && seen.is_some_and(|seen| last_word.is_none_or(|last| last < seen.at))
+    })
 }
 
 /// Members that can be writers, with their server's standing.
@@ -87,7 +103,8 @@ fn synced_members(draft: &Draft) -> BTreeMap<ServerId, Standing> {
         .filter_map(|member| {
             let server = draft.state.servers.get(member).filter(|s| s.is_serving())?;
             let seen = draft.report(member)?.member.as_ref()?;
-            (seen.state == MemberState::Synced).then(|| (member.clone(), server.standing))
+            let serves = seen.state == MemberState::Synced && outvoted_by(draft, member).is_none();
+            serves.then(|| (member.clone(), server.standing))
         })
         .collect()
 }
@@ -110,6 +127,7 @@ fn reason_to_move(
     synced: &BTreeMap<ServerId, Standing>,
 ) -> Option<String> {
     let Some(writer) = writer else { return Some("its first".to_owned()) };
+    let outvoted = outvoted_by(draft, writer);
     match (draft.state.standing(writer), synced.get(writer)) {
         (_, Some(Standing::Up)) => None,
         (_, Some(_)) => Some(format!("{writer} drains")),
@@ -117,6 +135,9 @@ fn reason_to_move(
         (Some(Standing::Dead), _) => Some(format!("{writer} is dead")),
         (Some(Standing::Returning), _) => Some(format!("{writer} catches up")),
         _ if !draft.state.placed.pool.members.contains(writer) => Some(format!("{writer} is no pool member")),
+        _ if outvoted.is_some() => {
+            outvoted.map(|member| format!("the database on {writer} is out of the group of {member}"))
+        }
         _ => match draft.report(writer)?.member.as_ref() {
             Some(SeenMember { state: MemberState::Unready { why }, .. }) => {
                 Some(format!("the database on {writer} is not ready: {why}"))

@@ -188,10 +188,7 @@ fn a_pool_forms_loses_members_one_by_one_and_all_at_once_and_keeps_what_was_comm
     println!("writes went on {:?} after an eviction", start.elapsed());
     let why = evict(&members[0], &members[1].server).unwrap_err();
     assert!(why.contains("no quorum"), "{why}");
-    eventually("known to be hung", SOON, || {
-        members[2].seen().filter(|s| matches!(&s.state, MemberState::Unready { .. }))
-    });
-    frozen.pids().into_iter().for_each(|pid| signal(pid, nix::sys::signal::SIGCONT));
+    // Its agent ends it and starts it anew.
     members[2].wait_for(&MemberState::Synced, 3);
     assert_eq!(members[2].sql("SET wsrep_sync_wait=1; SELECT COUNT(*) FROM d.t").unwrap(), "3");
 
@@ -234,7 +231,7 @@ fn signal(pid: i32, signal: nix::sys::signal::Signal) {
 
 fn evict(by: &PoolMember, dead: &Server) -> Result<Evicted, String> {
     let (member, dead) = (by.member.clone(), dead.name.clone());
-    by.server.run(async move { member.evict(&dead).await.map_err(|error| error.to_string()) })
+    by.server.run(async move { member.evict(&dead, None).await.map_err(|error| error.to_string()) })
 }
 
 #[test]
@@ -362,4 +359,54 @@ fn client_command(socket: &PathBuf, site: &AssignedDatabase, statement: &str) ->
     command.env("MYSQL_PWD", &site.database.password).arg("--no-defaults").arg("-S").arg(socket);
     command.args(["-u", &site.database.user, "-D", &site.database.name, "-Ne", statement]);
     command
+}
+
+/// Everybody's writes wait while a member that left without a word is still in the group.
+#[test]
+fn a_member_that_dies_or_hangs_is_known_lost_at_once_and_the_others_write_on() {
+    let pool = pool("h", 14, 3);
+    pool.form();
+    let [writer, other, victim] = &pool.members[..] else { panic!("three members") };
+    writer.sql("CREATE DATABASE d; CREATE TABLE d.t (a INT PRIMARY KEY)").unwrap();
+    for (row, how) in [(1, nix::sys::signal::SIGKILL), (2, nix::sys::signal::SIGSTOP)] {
+        let mut lost = victim.member.lost();
+        lost.borrow_and_update();
+        let pids = victim.server.pids();
+        let start = Instant::now();
+        pids.iter().for_each(|pid| signal(*pid, how));
+        let news = victim.server.run(async move {
+            lost.changed().await.unwrap();
+            lost.borrow().clone().unwrap()
+        });
+        let known = start.elapsed();
+        // What the fellows do when they are told; a second telling finds nobody.
+        for (by, expected) in [(writer, Evicted::Now), (writer, Evicted::NotThere)] {
+            let (member, name, node) = (by.member.clone(), victim.server.name.clone(), news.node.clone());
+            let evicted = by.server.run(async move { member.evict(&name, Some(&node)).await.unwrap() });
+            assert_eq!(evicted, expected);
+        }
+        other.sql(&format!("INSERT INTO d.t VALUES ({row})")).unwrap();
+        println!("{how}: known after {known:?} ({}), written after {:?}", news.why, start.elapsed());
+        assert!(known < Duration::from_secs(1), "{known:?}");
+        eventually("ended", SOON, || {
+            victim.server.pids().iter().all(|pid| !pids.contains(pid)).then_some(())
+        });
+        let seen = victim.wait_for(&MemberState::Synced, 3);
+        println!("{how}: back after {:?}", start.elapsed());
+        assert_eq!(seen.group.len(), 3);
+        // The next start has another id: what is told late hits nobody.
+        let (member, name, node) = (writer.member.clone(), victim.server.name.clone(), news.node.clone());
+        let late = writer.server.run(async move { member.evict(&name, Some(&node)).await.unwrap() });
+        assert_eq!(late, Evicted::NotThere);
+    }
+    // Slow is not hung: no thread of it gets a processor for long, but nobody stopped it.
+    let pids = victim.server.pids();
+    for _ in 0..10 {
+        pids.iter().for_each(|pid| signal(*pid, nix::sys::signal::SIGSTOP));
+        std::thread::sleep(Duration::from_millis(90));
+        pids.iter().for_each(|pid| signal(*pid, nix::sys::signal::SIGCONT));
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    assert_eq!(victim.server.pids(), pids);
+    assert_eq!(victim.seen().unwrap().state, MemberState::Synced);
 }
