@@ -137,6 +137,9 @@ impl SeenVolume {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenMember {
     pub state: MemberState,
+    /// In this state since.
+    #[serde(default)]
+    pub since: Moment,
     /// `wsrep_cluster_size` while it runs.
     pub group_size: usize,
     /// Who is in the group, itself among them, by its own word while it is synced; empty otherwise.
@@ -146,6 +149,9 @@ pub struct SeenMember {
     pub position: Option<Position>,
     /// Sites whose database and user exist there now.
     pub databases: Vec<SiteName>,
+    /// What its data take on the disk, counted now and then.
+    #[serde(default)]
+    pub disk: Bytes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

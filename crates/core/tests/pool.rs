@@ -6,6 +6,7 @@ use kopek_core::assign::assignments;
 use kopek_core::assignment::Start;
 use kopek_core::desired::Standing;
 use kopek_core::observed::{MemberState, Position, Seen, SeenMember};
+use kopek_core::plan::{Plan, apply, move_writer};
 use kopek_core::{Moment, ServerId};
 use kopek_sim::rack::{server, site};
 use kopek_sim::{Cell, rack};
@@ -35,8 +36,8 @@ fn stopped(states: [MemberState; 3], seqnos: [i64; 3]) -> Cell {
     for ((name, state), seqno) in ["a", "b", "c"].into_iter().zip(states).zip(seqnos) {
         let group = if seqno < 0 { "none" } else { "group-1" }.to_owned();
         let position = Some(Position { group, seqno });
-        *member(&mut cell, name) =
-            SeenMember { state, group_size: 0, group: BTreeSet::new(), position, databases: vec![] };
+        let seen = member(&mut cell, name);
+        *seen = SeenMember { state, group_size: 0, group: BTreeSet::new(), position, ..seen.clone() };
     }
     cell.placed.pool.stopped = Some(Moment(0));
     cell
@@ -300,4 +301,86 @@ fn a_writer_that_the_others_put_out_of_the_group_is_replaced_before_its_server_i
     let at = cell.now;
     heard(&mut cell).values_mut().for_each(|seen| seen.at = at);
     assert_eq!(decided(&cell), NOTHING, "its own word is as new");
+}
+
+/// How many sites each member writes for.
+fn shares(cell: &Cell) -> Vec<usize> {
+    let writes =
+        |name: &&str| cell.desired.sites.keys().filter(|s| cell.writer(s.as_str()) == Some(*name)).count();
+    ["a", "b", "c"].iter().map(writes).collect()
+}
+
+fn six_sites() -> Cell {
+    let servers = ["a", "b", "c"].iter().fold(rack(), |rack, name| rack.server(name, 8));
+    let mut cell = (1..=6).fold(servers, |rack, n| rack.site(&format!("s{n}"), 1)).start();
+    cell.settle(60_000);
+    assert_eq!(shares(&cell), [6, 0, 0], "who is first gets all");
+    cell.run_ms(60_000);
+    assert_eq!(shares(&cell), [2, 2, 2], "the others joined");
+    cell
+}
+
+#[test]
+fn a_member_that_returned_gets_its_share_of_the_sites_one_by_one_and_then_all_rest() {
+    let mut cell = six_sites();
+    cell.kill("a");
+    cell.run_until("a writes for nobody", 10_000, |cell| shares(cell) == [0, 3, 3]);
+    cell.run_ms(60_000);
+    assert_eq!(shares(&cell), [0, 3, 3], "not while a member is missing");
+    cell.boot("a");
+    cell.run_until("a is back", 30_000, |cell| cell.standing("a") == Some(Standing::Up));
+    let begin = cell.log.len();
+    let first = cell.run_until("a writes again", 60_000, |cell| shares(cell)[0] == 1);
+    assert!(first >= 25_000, "it may die again: {first} ms");
+    let second = cell.run_until("all have their share", 60_000, |cell| shares(cell) == [2, 2, 2]);
+    assert!(second >= 2_000, "one at a time: {second} ms");
+    cell.run_ms(120_000);
+    let moves: Vec<&String> = cell.log[begin..].iter().filter(|line| line.contains("writer of")).collect();
+    assert_eq!(moves.len(), 2, "{moves:#?}");
+    assert!(moves[0].contains("b writes for 3 sites and a for 0"), "{moves:#?}");
+}
+
+#[test]
+fn a_drain_moves_writers_and_nobody_spreads_them_meanwhile() {
+    let mut cell = six_sites();
+    cell.drain("a");
+    cell.run_ms(120_000);
+    assert_eq!(shares(&cell), [0, 3, 3]);
+}
+
+#[test]
+fn a_writer_that_a_person_chose_stays_until_it_cannot_serve() {
+    let mut cell = six_sites();
+    let mut asked = |site_name: &str, to: Option<&str>| {
+        let seen = cell.controller.as_ref().unwrap().observed.clone();
+        let (site, to) = (site(site_name), to.map(server));
+        let step = move_writer(&cell.desired, &cell.placed, &seen, cell.now, &site, to.as_ref());
+        step.map(|step| {
+            let plan = Plan { at: cell.now, steps: vec![step], blocked: Vec::new() };
+            apply(&plan, &mut cell.desired, &mut cell.placed);
+        })
+        .map_err(|error| error.to_string())
+    };
+    // a has s5 and s6, b has s1 and s3, c has s2 and s4.
+    assert_eq!(asked("s5", Some("b")), Ok(()));
+    assert_eq!(asked("s6", Some("b")), Ok(()));
+    assert_eq!(asked("s5", Some("b")), Err("b already writes for site s5".to_owned()));
+    assert!(asked("s1", Some("d")).unwrap_err().starts_with("d cannot write for site s1: it carries no"));
+    assert_eq!(asked("s1", None), Ok(()));
+    assert_eq!(asked("s3", Some("c")), Ok(()));
+    assert_eq!(asked("s4", Some("b")), Ok(()));
+    assert_eq!((cell.writer("s1"), shares(&cell)), (Some("a"), vec![1, 3, 2]));
+    cell.run_ms(90_000);
+    assert_eq!(shares(&cell), [1, 3, 2], "all that could be moved was chosen");
+    cell.drain("c");
+    assert!(asked_to(&cell, "s1", "c").contains("or it drains"));
+    cell.kill("b");
+    cell.run_until("a writes for all", 10_000, |cell| shares(cell)[1] == 0);
+}
+
+fn asked_to(cell: &Cell, name: &str, to: &str) -> String {
+    let seen = &cell.controller.as_ref().unwrap().observed;
+    move_writer(&cell.desired, &cell.placed, seen, cell.now, &site(name), Some(&server(to)))
+        .unwrap_err()
+        .to_string()
 }

@@ -10,13 +10,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kopek_core::assignment::{AssignedDatabase, AssignedMember, Start};
 use kopek_core::observed::{MemberState, Position, SeenMember};
-use kopek_core::{ServerId, SiteName};
+use kopek_core::{Bytes, ServerId, SiteName};
 use rustix::process::Signal;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -34,6 +36,8 @@ const NAME: &str = "mariadbd";
 const PROBE_STARTING: Duration = Duration::from_millis(50);
 /// How a serving member is; that it died or hangs is known earlier, by its pidfd and by pulse.rs.
 const PROBE: Duration = Duration::from_millis(500);
+/// For people who look at the pool, and cheap even with tens of thousands of tables.
+const COUNT_EVERY: Duration = Duration::from_secs(30);
 /// A member that is being copied is not interrupted because its donor was silent for a moment.
 const HOLD_PATIENCE: Duration = Duration::from_secs(3);
 /// While it looks for its group, mariadbd heeds no signal for 30 s (`pc.wait_prim_timeout`), and after a total
@@ -63,7 +67,16 @@ pub struct Voice {
 pub async fn keep(home: Home, wanted: watch::Receiver<Wanted>, voice: Voice, look: Arc<Notify>) {
     let found = Daemon::adopt(&home.dirs, NAME);
     let running = found.map(|daemon| Running::new(daemon, Progress::Answered));
-    let keeper = Keeper { home, wanted, voice, look, running, found: None, backoff: Backoff::default() };
+    let keeper = Keeper {
+        home,
+        wanted,
+        voice,
+        look,
+        running,
+        found: None,
+        backoff: Backoff::default(),
+        disk: DiskUse::default(),
+    };
     keeper.run().await;
 }
 
@@ -76,6 +89,7 @@ struct Keeper {
     /// The position on disk, while it does not run and once it was looked for.
     found: Option<Found>,
     backoff: Backoff,
+    disk: DiskUse,
 }
 
 struct Running {
@@ -356,7 +370,7 @@ impl Keeper {
         }
     }
 
-    fn report(&self, state: MemberState, group_size: usize) {
+    fn report(&mut self, state: MemberState, group_size: usize) {
         let (position, databases) = match &self.running {
             Some(Running { life, .. }) => (life.position.clone(), life.done.keys().cloned().collect()),
             None => {
@@ -369,8 +383,20 @@ impl Keeper {
             (Some(running), MemberState::Synced) => running.life.group.clone(),
             _ => BTreeSet::new(),
         };
-        let now = SeenMember { state, group_size, group, position, databases };
+        let disk = self.disk.of(&self.home.data());
+        let mut now = SeenMember {
+            state,
+            since: kopek_link::clock::now(),
+            group_size,
+            group,
+            position,
+            databases,
+            disk,
+        };
         self.voice.seen.send_if_modified(|seen| {
+            if let Some(old) = seen.as_ref().filter(|old| old.state == now.state) {
+                now.since = old.since;
+            }
             let news = seen.as_ref().is_none_or(|old| {
                 old.state != now.state
                     || old.group_size != now.group_size
@@ -408,6 +434,39 @@ impl Keeper {
 /// this one, and a second group would split the pool.
 fn may_bootstrap(home: &Home, member: &AssignedMember) -> bool {
     member.start == Start::Bootstrap && !home.spent_bootstrap().exists()
+}
+
+/// What the data take on the disk. Counted beside everything else, for a pool of thousands of sites has as many
+/// files and more.
+#[derive(Default)]
+struct DiskUse {
+    counted: Option<Instant>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl DiskUse {
+    fn of(&mut self, data: &Path) -> Bytes {
+        if self.counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+            self.counted = Some(Instant::now());
+            let (bytes, data) = (Arc::clone(&self.bytes), data.to_owned());
+            tokio::task::spawn_blocking(move || bytes.store(bytes_in(&data), Ordering::Relaxed));
+        }
+        Bytes(self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+/// Databases are folders of the data folder; none has folders of its own.
+fn bytes_in(data: &Path) -> u64 {
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    // Blocks, for InnoDB's files have holes.
+    let size = |meta: fs::Metadata| meta.blocks() * 512;
+    let of = |entry: &fs::DirEntry| entry.metadata().map_or(0, size);
+    entries(data)
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => entries(&entry.path()).map(|file| of(&file)).sum(),
+            _ => of(&entry),
+        })
+        .sum()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
