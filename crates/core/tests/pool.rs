@@ -179,6 +179,21 @@ fn at_the_first_start_one_that_has_data_begins_and_one_that_died_at_it_keeps_its
     assert!(!planned.iter().any(|line| line.starts_with("start")), "{planned:?}");
 }
 
+#[test]
+fn a_member_whose_server_is_lost_for_good_is_replaced() {
+    let mut cell = cell_of(&["a", "b", "c", "d"]);
+    cell.kill("c");
+    cell.run_until("c is dead", 10_000, |cell| cell.standing("c") == Some(Standing::Dead));
+    cell.run_ms(30_000);
+    let members = |cell: &Cell| cell.placed.pool.members.iter().map(ServerId::to_string).collect::<Vec<_>>();
+    assert_eq!(members(&cell), ["a", "b", "c"], "it may come back with what only it has");
+    cell.desired.servers.remove(&server("c"));
+    cell.machines.remove(&server("c"));
+    cell.run_until("d took its place", 30_000, |cell| members(cell) == ["a", "b", "d"]);
+    cell.settle(30_000);
+    assert!(cell.pool.members[&server("d")].process == kopek_sim::pool::Process::Synced);
+}
+
 /// How each member may start.
 fn starts(cell: &Cell) -> [Start; 3] {
     let seen = &cell.controller.as_ref().expect("a settled cell has a controller").observed;
@@ -337,7 +352,7 @@ fn a_member_that_returned_gets_its_share_of_the_sites_one_by_one_and_then_all_re
     cell.run_ms(120_000);
     let moves: Vec<&String> = cell.log[begin..].iter().filter(|line| line.contains("writer of")).collect();
     assert_eq!(moves.len(), 2, "{moves:#?}");
-    assert!(moves[0].contains("b writes for 3 sites and a for 0"), "{moves:#?}");
+    assert!(moves[0].contains("writes for 3 sites and a for 0"), "{moves:#?}");
 }
 
 #[test]

@@ -31,6 +31,11 @@ use crate::mariadb::{Evicted, Lost, Member, NodeId};
 
 /// Between two looks at a fellow that does not hold its line: one restarts its agent in 50 ms.
 const RETRY: Duration = Duration::from_millis(50);
+/// Of a server that is killed, one process may end some 100 ms after another.
+const EAGER: Duration = Duration::from_secs(3);
+const RETRY_LATER: Duration = Duration::from_secs(1);
+/// A line that lasted this long was one.
+const HELD: Duration = Duration::from_secs(1);
 const CONNECT_LIMIT: Duration = Duration::from_millis(500);
 /// Ten in the time after which a fellow is called silent.
 const PULSE: Duration = Duration::from_millis(100);
@@ -147,20 +152,26 @@ pub async fn heard_of_loss(member: &Member, server: &ServerId, lost: &Lost) -> R
 
 async fn hold_line(post: Post, fellow: ServerId, address: IpAddr) {
     let agent = SocketAddr::new(address, AGENT_PORT);
+    let mut broken = Instant::now();
     loop {
+        let begun = Instant::now();
         // Returns only when the line broke or could not be made.
         let _: Result<serde_json::Value, _> =
             post.api.call(Method::GET, agent, "/line", None::<&()>, Duration::from_secs(3600)).await;
         // In this order: what is in the group now, and then no process at its port, is dead.
         if let Some(node) = in_group(&post.member, &fellow).await
-            && pool_port_refuses(address).await
+            && refuses(address, POOL_PORT).await
         {
             let why = "its server's pool port refuses connections";
             if put_out(&post.member, &fellow, &node, why).await.is_err() {
                 sleep(REFUSED_PAUSE).await;
             }
         }
-        sleep(RETRY).await;
+        if begun.elapsed() > HELD {
+            broken = Instant::now();
+        }
+        // A member whose agent stays away is looked at less often: each look is a line in its log.
+        sleep(if broken.elapsed() < EAGER { RETRY } else { RETRY_LATER }).await;
     }
 }
 
@@ -181,6 +192,11 @@ async fn feel_pulse(post: Post, fellow: ServerId, address: IpAddr, fellows: watc
             }
             match felt {
                 Some(Ok(())) => {
+                    post.heard.note(&fellow);
+                    break;
+                }
+                // Its agent is being restarted: that says nothing of its member, which the line looks at.
+                Some(Err(_)) if refuses(address, AGENT_PORT).await => {
                     post.heard.note(&fellow);
                     break;
                 }
@@ -237,8 +253,9 @@ async fn in_group(member: &Member, fellow: &ServerId) -> Option<NodeId> {
     member.group().await.ok()?.remove(fellow)
 }
 
-async fn pool_port_refuses(address: IpAddr) -> bool {
-    let connected = timeout(CONNECT_LIMIT, TcpStream::connect((address, POOL_PORT))).await;
+/// Whether the server is there and no process listens at that port.
+async fn refuses(address: IpAddr, port: u16) -> bool {
+    let connected = timeout(CONNECT_LIMIT, TcpStream::connect((address, port))).await;
     matches!(connected, Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 

@@ -63,7 +63,7 @@ pub enum MoveError {
     NoWriter { site: SiteName },
     #[error("{server} already writes for site {site}")]
     WritesAlready { site: SiteName, server: ServerId },
-    #[error("{server} cannot write for site {site}: {why}; `kopek pool show` lists the members")]
+    #[error("{server} cannot write for site {site}: {why}; `kopek pool ls` lists the members")]
     Unfit { site: SiteName, server: ServerId, why: &'static str },
     #[error("there is no other member in service that site {site} could move to")]
     NobodyElse { site: SiteName },

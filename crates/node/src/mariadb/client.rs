@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kopek_core::ServerId;
 use kopek_core::observed::Position;
@@ -15,6 +15,10 @@ use serde::{Deserialize, Serialize};
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Making accounts and databases goes through the whole pool, and waits for slow members.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
+
+/// A group without the evicted one is there in some 10 ms; after 3 s Galera's own limit has done it.
+const REGROUP_LIMIT: Duration = Duration::from_secs(4);
+const REGROUP_LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -160,6 +164,8 @@ impl Client {
         let members = self.group().await?;
         let size = members.len();
         let Some(id) = members.get(dead).filter(|id| node.is_none_or(|node| node == *id)) else {
+            // Another member did it; what it told this one about it is to be forgotten all the same.
+            self.forget_evicted().await?;
             return Ok(Evicted::NotThere);
         };
         if (size - 1) * 2 <= size {
@@ -167,7 +173,19 @@ impl Client {
         }
         let order = format!("evs.evict={}", id.0);
         self.change(&format!("SET GLOBAL wsrep_provider_options = {}", quoted(&order))).await?;
+        let asked = Instant::now();
+        while asked.elapsed() < REGROUP_LIMIT && self.group().await?.get(dead) == Some(id) {
+            tokio::time::sleep(REGROUP_LOOK).await;
+        }
+        self.forget_evicted().await?;
         Ok(Evicted::Now)
+    }
+
+    /// Members tell one another of evicted nodes each time that the group changes, and wait 3 s for word from
+    /// them: without this everybody's writes would stall that long when the restarted member joins, and again at
+    /// every later change. (Galera's `evs.evict=` without a value; `gcomm/src/evs_proto.cpp`, `set_param`.)
+    async fn forget_evicted(&mut self) -> Result<(), ClientError> {
+        self.change("SET GLOBAL wsrep_provider_options = 'evs.evict='").await
     }
 
     pub async fn rows(

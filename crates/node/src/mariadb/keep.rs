@@ -34,6 +34,9 @@ use crate::daemon::{Backoff, Daemon, Program, explained};
 const NAME: &str = "mariadbd";
 /// A start takes 0.2 s to 3 s; everybody waits for it.
 const PROBE_STARTING: Duration = Duration::from_millis(50);
+/// The others put a lost member out first, which takes some 10 ms, 0.3 s on a loaded machine. One that joined
+/// meanwhile held them up for 1 s more.
+const REJOIN_PAUSE: Duration = Duration::from_secs(1);
 /// How a serving member is; that it died or hangs is known earlier, by its pidfd and by pulse.rs.
 const PROBE: Duration = Duration::from_millis(500);
 /// For people who look at the pool, and cheap even with tens of thousands of tables.
@@ -333,7 +336,7 @@ impl Keeper {
         };
         self.found = None;
         self.report(MemberState::Starting, 0);
-        let pause = self.backoff.after(running.since.elapsed());
+        let pause = self.backoff.after(running.since.elapsed()).max(REJOIN_PAUSE);
         warn!(how, ?pause, log = %crate::daemon::log_file(&self.home.dirs, NAME).display(), "pool member died");
         self.pause(pause).await;
     }

@@ -408,3 +408,68 @@ fn a_member_that_dies_or_hangs_is_known_lost_at_once_and_the_others_write_on() {
     assert_eq!(victim.server.pids(), pids);
     assert_eq!(victim.seen().unwrap().state, MemberState::Synced);
 }
+
+/// The one member that a cell of one server has, with more data than its group remembers for those that come
+/// late: they get copies.
+#[test]
+fn a_pool_of_one_grows_to_three_while_a_site_writes() {
+    let pool = pool("g", 15, 3);
+    let first = &pool.members[0];
+    let shop = database(1, "shop", "s");
+    let order = |index: usize, start: Start, size: usize| {
+        let group = pool.members[..size].iter().map(|m| (m.server.name.clone(), m.server.address)).collect();
+        let databases =
+            if index == 0 { BTreeMap::from([(site("shop"), shop.clone())]) } else { BTreeMap::new() };
+        pool.members[index].member.apply(Some(AssignedMember { group, start, databases }));
+    };
+    order(0, Start::Bootstrap, 1);
+    eventually("the database", SOON, || first.seen().filter(|s| s.databases.len() == 1));
+    first.sql("CREATE TABLE shop.t (a INT AUTO_INCREMENT PRIMARY KEY, b LONGBLOB)").unwrap();
+    for _ in 0..12 {
+        first.sql("INSERT INTO shop.t (b) SELECT REPEAT(MD5(RAND()), 262144)").unwrap(); // 8 MB of the 64 kept
+    }
+    let (stop, told) = (Arc::new(std::sync::atomic::AtomicBool::new(false)), first.member.socket());
+    let mut client = first.server.command("mariadb");
+    client.arg("-S").arg(told).args(["-Nn"]).stdin(std::process::Stdio::piped());
+    let mut client = client.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let (mut ask, answer) = (client.stdin.take().unwrap(), client.stdout.take().unwrap());
+    let until = stop.clone();
+    let site = std::thread::spawn(move || {
+        use std::io::{BufRead, Write};
+        let mut answers = std::io::BufReader::new(answer).lines();
+        let (mut written, mut longest) = (0, Duration::ZERO);
+        while !until.load(std::sync::atomic::Ordering::Relaxed) {
+            let begun = Instant::now();
+            ask.write_all(b"INSERT INTO shop.t (b) VALUES ('x'); SELECT ROW_COUNT();\n").unwrap();
+            assert_eq!(answers.next().unwrap().unwrap(), "1");
+            longest = longest.max(begun.elapsed());
+            written += 1;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        (written, longest)
+    });
+    let start = Instant::now();
+    for index in 0..3 {
+        order(index, Start::Join, 3);
+    }
+    for member in &pool.members {
+        member.wait_for(&MemberState::Synced, 3);
+    }
+    let grown = start.elapsed();
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (written, longest) = site.join().unwrap();
+    let _ = client.wait();
+    println!(
+        "grew to three with 100 MB in {grown:?}; {written} writes meanwhile, the longest took {longest:?}"
+    );
+    let rows = (written + 12).to_string();
+    for member in &pool.members {
+        assert_eq!(member.sql("SET wsrep_sync_wait=1; SELECT COUNT(*) FROM shop.t").unwrap(), rows);
+    }
+    let copied = pool.members[1..].iter().any(|member| {
+        let log = std::fs::read_to_string(member.server.log("mariadbd")).unwrap();
+        log.contains("mariabackup SST completed on joiner")
+    });
+    assert!(copied, "nothing was copied: the test wrote too little");
+    assert!(longest < Duration::from_secs(5), "a site waited {longest:?}");
+}
