@@ -59,13 +59,20 @@ const TELL_ATTEMPTS: usize = 3;
 pub struct Heard(Mutex<BTreeMap<ServerId, Instant>>);
 
 impl Heard {
-    /// None: never, or nothing is known because this agent itself was late.
+    /// None: never.
     pub fn silent_for(&self, server: &ServerId) -> Option<Duration> {
         self.lock().get(server).map(Instant::elapsed)
     }
 
     fn note(&self, server: &ServerId) {
         self.lock().insert(server.clone(), Instant::now());
+    }
+
+    /// What this agent missed while it was late itself does not count.
+    fn begin_anew(&self, server: &ServerId) {
+        if let Some(heard) = self.lock().get_mut(server) {
+            *heard = Instant::now();
+        }
     }
 
     fn forget(&self, server: &ServerId) {
@@ -188,7 +195,7 @@ async fn feel_pulse(post: Post, fellow: ServerId, address: IpAddr, fellows: watc
                 () = sleep(PULSE) => None,
             };
             if begun.elapsed() > PULSE + OWN_LATENESS_MAX {
-                post.heard.forget(&fellow);
+                post.heard.begin_anew(&fellow);
             }
             match felt {
                 Some(Ok(())) => {
@@ -297,7 +304,10 @@ mod tests {
         assert!(!is_silent(&heard, &s2));
         heard.lock().insert(s2.clone(), Instant::now() - SILENT);
         assert!(is_silent(&heard, &s2));
-        heard.note(&s2);
-        assert!(!is_silent(&heard, &s2));
+        heard.begin_anew(&s2);
+        assert!(!is_silent(&heard, &s2), "this agent was late itself");
+        heard.forget(&s2);
+        heard.begin_anew(&s2);
+        assert_eq!(heard.silent_for(&s2), None);
     }
 }
