@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kopek_core::ServerId;
 use kopek_core::assignment::{Assignment, Start};
 use kopek_core::observed::{MemberState, Position, SeenMember};
+use kopek_core::{Bytes, Moment, ServerId};
 
 /// Recovery, group start: measured 0.3 s.
 const START_MS: u64 = 300;
@@ -29,12 +29,25 @@ pub enum Process {
     Unready,
 }
 
+impl Process {
+    fn state(&self) -> MemberState {
+        match self {
+            Process::Stopped => MemberState::Stopped,
+            Process::Bootstrapping { .. } | Process::Joining { .. } => MemberState::Starting,
+            Process::Synced => MemberState::Synced,
+            Process::Unready => MemberState::Unready { why: "no quorum".to_owned() },
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct Member {
     pub process: Process,
     pub disk: Position,
     /// Its order to start the group was good until the group had a second member.
     spent: bool,
+    /// The state that was last seen, and since when it is in it.
+    told: (MemberState, Moment),
 }
 
 /// All databases of a cell and the one truth about the group.
@@ -71,6 +84,7 @@ impl Pool {
             process: Process::Stopped,
             disk: Position { group: "none".to_owned(), seqno: -1 },
             spent: false,
+            told: (MemberState::Stopped, Moment(now)),
         });
         member.spent &= assigned.start == Start::Bootstrap;
         let runs = matches!(member.process, Process::Synced | Process::Bootstrapping { .. });
@@ -93,6 +107,12 @@ impl Pool {
                 Process::Bootstrapping { until } if until <= now => self.make_group(&name),
                 Process::Joining { until } if until <= now => self.join(&name, &connected),
                 _ => {}
+            }
+        }
+        for member in self.members.values_mut() {
+            let state = member.process.state();
+            if member.told.0 != state {
+                member.told = (state, Moment(now));
             }
         }
         if self.is_in_service() {
@@ -174,14 +194,11 @@ impl Pool {
 
     pub fn seen(&self, server: &ServerId) -> Option<SeenMember> {
         let member = self.members.get(server)?;
-        let state = match member.process {
-            Process::Stopped => MemberState::Stopped,
-            Process::Bootstrapping { .. } | Process::Joining { .. } => MemberState::Starting,
-            Process::Synced => MemberState::Synced,
-            Process::Unready => MemberState::Unready { why: "no quorum".to_owned() },
-        };
+        let (state, since) = (member.process.state(), member.told.1);
         let group_size = if member.process == Process::Synced { self.view.len() } else { 0 };
         let position = Some(member.disk.clone());
-        Some(SeenMember { state, group_size, position, databases: Vec::new() })
+        let group = if member.process == Process::Synced { self.view.clone() } else { BTreeSet::new() };
+        let (databases, disk) = (Vec::new(), Bytes(0));
+        Some(SeenMember { state, since, group_size, group, position, databases, disk })
     }
 }

@@ -159,8 +159,10 @@ async fn lead(
 /// since when: the store may be without a leader too, and once it has one the server was dead for long enough.
 async fn is_alive(leader: Leader, known: Arc<std::sync::Mutex<Option<Refusal>>>) -> bool {
     let connect = tokio::net::TcpStream::connect(leader.address);
-    let is_alive = matches!(tokio::time::timeout(ALIVE_LIMIT, connect).await, Ok(Ok(_)));
-    let is_refusing = !is_alive && all_refuse(leader.address.ip()).await;
+    let connected = tokio::time::timeout(ALIVE_LIMIT, connect).await;
+    let is_alive = matches!(connected, Ok(Ok(_)));
+    // A server that says nothing refuses nothing: there is no need to wait for each of its ports.
+    let is_refusing = matches!(connected, Ok(Err(_))) && all_refuse(leader.address.ip()).await;
     let mut known = refusal(&known);
     if !is_refusing {
         *known = None;

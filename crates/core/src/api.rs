@@ -45,6 +45,25 @@ pub struct DeploySite {
     pub tree: Digest,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MoveWriter {
+    /// Without it, to the member that writes for the fewest sites.
+    #[serde(default)]
+    pub to: Option<ServerId>,
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a move of a writer does, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriterMove {
+    pub site: SiteName,
+    pub from: Option<ServerId>,
+    pub to: ServerId,
+    pub epoch: u64,
+}
+
 /// Only what is given changes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ScaleSite {
@@ -116,6 +135,12 @@ pub struct SiteView {
     pub max: usize,
     pub policy: Policy,
     pub writer: Option<ServerId>,
+    /// The writer's member is in service and has the site's database and account.
+    #[serde(default)]
+    pub writer_ready: bool,
+    /// A person chose the writer: it stays there as long as it can serve.
+    #[serde(default)]
+    pub writer_chosen: bool,
     pub instances: Vec<InstanceView>,
     pub volume: VolumeView,
 }
@@ -153,7 +178,12 @@ pub struct PoolView {
 pub struct MemberView {
     pub server: ServerId,
     pub state: String,
+    pub since: Option<Moment>,
     pub seqno: Option<i64>,
+    /// Members that it sees in its group, itself among them.
+    pub group_size: usize,
+    /// What its data take on the disk.
+    pub disk: Bytes,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }

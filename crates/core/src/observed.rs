@@ -1,7 +1,7 @@
 //! What agents report. Never stored: agents push it every second, and at once on a change, to the active
 //! controller, which keeps the latest of each server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -137,12 +137,21 @@ impl SeenVolume {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenMember {
     pub state: MemberState,
+    /// In this state since.
+    #[serde(default)]
+    pub since: Moment,
     /// `wsrep_cluster_size` while it runs.
     pub group_size: usize,
+    /// Who is in the group, itself among them, by its own word while it is synced; empty otherwise.
+    #[serde(default)]
+    pub group: BTreeSet<ServerId>,
     /// The position on disk, known while it is stopped (`--wsrep-recover`) and while it runs.
     pub position: Option<Position>,
     /// Sites whose database and user exist there now.
     pub databases: Vec<SiteName>,
+    /// What its data take on the disk, counted now and then.
+    #[serde(default)]
+    pub disk: Bytes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -69,6 +69,21 @@ pub struct PlacedVip {
 pub struct Writer {
     pub server: ServerId,
     pub epoch: u64,
+    #[serde(default)]
+    pub since: Moment,
+    #[serde(default)]
+    pub chosen_by: Chooser,
+}
+
+/// Who chose a site's writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Chooser {
+    /// It may be moved so that the members share the work.
+    #[default]
+    Planner,
+    /// It stays as long as it can serve.
+    Person,
 }
 
 /// Stored at `/pool`.

@@ -2,7 +2,7 @@
 
 use kopek_core::Moment;
 use kopek_core::desired::{Desired, Standing};
-use kopek_core::placement::{Placed, Stage};
+use kopek_core::placement::{Chooser, Placed, Stage};
 use kopek_core::plan::{Action, Cause, Former, Plan, Step, apply};
 use kopek_sim::rack::{server, site};
 use kopek_sim::{Cell, rack};
@@ -94,8 +94,13 @@ fn what_is_late_for_a_site_that_was_deleted_or_made_again_changes_nothing() {
     does_something(holds("d"));
     changes_nothing(delete_site, holds("d"));
     changes_nothing(as_is, holds("e")); // was removed from the cell
-    let writes =
-        |name, epoch| Action::SetWriter { site: shop(), server: server(name), epoch, former: Former::Serves };
+    let writes = |name, epoch| Action::SetWriter {
+        site: shop(),
+        server: server(name),
+        epoch,
+        former: Former::Serves,
+        chosen_by: Chooser::Planner,
+    };
     does_something(writes("b", 2));
     changes_nothing(delete_site, writes("b", 2));
     let forget = || Action::ForgetSite { site: shop() };
@@ -111,6 +116,7 @@ fn a_late_writer_is_none_without_a_higher_epoch_and_a_formed_pool_of_which_it_is
         server: server(name),
         epoch,
         former: Former::Serves,
+        chosen_by: Chooser::Planner,
     };
     changes_nothing(as_is, writes("b", 1));
     changes_nothing(as_is, writes("b", 0));

@@ -1,9 +1,12 @@
 //! Who is a member of the pool, who starts it, and which member serves a site.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use kopek_core::assign::assignments;
 use kopek_core::assignment::Start;
 use kopek_core::desired::Standing;
-use kopek_core::observed::{MemberState, Position, SeenMember};
+use kopek_core::observed::{MemberState, Position, Seen, SeenMember};
+use kopek_core::plan::{Plan, apply, move_writer};
 use kopek_core::{Moment, ServerId};
 use kopek_sim::rack::{server, site};
 use kopek_sim::{Cell, rack};
@@ -32,8 +35,9 @@ fn stopped(states: [MemberState; 3], seqnos: [i64; 3]) -> Cell {
     cell.run_ms(3_000);
     for ((name, state), seqno) in ["a", "b", "c"].into_iter().zip(states).zip(seqnos) {
         let group = if seqno < 0 { "none" } else { "group-1" }.to_owned();
-        *member(&mut cell, name) =
-            SeenMember { state, group_size: 0, position: Some(Position { group, seqno }), databases: vec![] };
+        let position = Some(Position { group, seqno });
+        let seen = member(&mut cell, name);
+        *seen = SeenMember { state, group_size: 0, group: BTreeSet::new(), position, ..seen.clone() };
     }
     cell.placed.pool.stopped = Some(Moment(0));
     cell
@@ -175,6 +179,21 @@ fn at_the_first_start_one_that_has_data_begins_and_one_that_died_at_it_keeps_its
     assert!(!planned.iter().any(|line| line.starts_with("start")), "{planned:?}");
 }
 
+#[test]
+fn a_member_whose_server_is_lost_for_good_is_replaced() {
+    let mut cell = cell_of(&["a", "b", "c", "d"]);
+    cell.kill("c");
+    cell.run_until("c is dead", 10_000, |cell| cell.standing("c") == Some(Standing::Dead));
+    cell.run_ms(30_000);
+    let members = |cell: &Cell| cell.placed.pool.members.iter().map(ServerId::to_string).collect::<Vec<_>>();
+    assert_eq!(members(&cell), ["a", "b", "c"], "it may come back with what only it has");
+    cell.desired.servers.remove(&server("c"));
+    cell.machines.remove(&server("c"));
+    cell.run_until("d took its place", 30_000, |cell| members(cell) == ["a", "b", "d"]);
+    cell.settle(30_000);
+    assert!(cell.pool.members[&server("d")].process == kopek_sim::pool::Process::Synced);
+}
+
 /// How each member may start.
 fn starts(cell: &Cell) -> [Start; 3] {
     let seen = &cell.controller.as_ref().expect("a settled cell has a controller").observed;
@@ -274,4 +293,109 @@ fn a_writer_that_died_is_no_former_one() {
     cell.kill("a");
     cell.run_until("b writes", 10_000, |cell| cell.writer("shop") == Some("b"));
     assert_eq!(former(&cell), None);
+}
+
+fn heard(cell: &mut Cell) -> &mut BTreeMap<ServerId, Seen> {
+    &mut cell.controller.as_mut().unwrap().observed.servers
+}
+
+#[test]
+fn a_writer_that_the_others_put_out_of_the_group_is_replaced_before_its_server_is_dead() {
+    let mut cell = cell_of(&["a", "b", "c"]);
+    for name in ["b", "c"] {
+        member(&mut cell, name).group.remove(&server("a"));
+    }
+    let moves = ["writer of shop is b (epoch 2): the database on a is out of the group of b"];
+    heard(&mut cell).get_mut(&server("a")).unwrap().at = Moment(0);
+    assert_eq!(decided(&cell), moves, "nothing was heard of it since");
+    heard(&mut cell).remove(&server("a"));
+    assert_eq!(decided(&cell), moves, "a new controller has never heard of it");
+
+    let mut cell = cell_of(&["a", "b", "c"]);
+    member(&mut cell, "b").group.remove(&server("a"));
+    let at = cell.now;
+    heard(&mut cell).values_mut().for_each(|seen| seen.at = at);
+    assert_eq!(decided(&cell), NOTHING, "its own word is as new");
+}
+
+/// How many sites each member writes for.
+fn shares(cell: &Cell) -> Vec<usize> {
+    let writes =
+        |name: &&str| cell.desired.sites.keys().filter(|s| cell.writer(s.as_str()) == Some(*name)).count();
+    ["a", "b", "c"].iter().map(writes).collect()
+}
+
+fn six_sites() -> Cell {
+    let servers = ["a", "b", "c"].iter().fold(rack(), |rack, name| rack.server(name, 8));
+    let mut cell = (1..=6).fold(servers, |rack, n| rack.site(&format!("s{n}"), 1)).start();
+    cell.settle(60_000);
+    assert_eq!(shares(&cell), [6, 0, 0], "who is first gets all");
+    cell.run_ms(60_000);
+    assert_eq!(shares(&cell), [2, 2, 2], "the others joined");
+    cell
+}
+
+#[test]
+fn a_member_that_returned_gets_its_share_of_the_sites_one_by_one_and_then_all_rest() {
+    let mut cell = six_sites();
+    cell.kill("a");
+    cell.run_until("a writes for nobody", 10_000, |cell| shares(cell) == [0, 3, 3]);
+    cell.run_ms(60_000);
+    assert_eq!(shares(&cell), [0, 3, 3], "not while a member is missing");
+    cell.boot("a");
+    cell.run_until("a is back", 30_000, |cell| cell.standing("a") == Some(Standing::Up));
+    let begin = cell.log.len();
+    let first = cell.run_until("a writes again", 60_000, |cell| shares(cell)[0] == 1);
+    assert!(first >= 25_000, "it may die again: {first} ms");
+    let second = cell.run_until("all have their share", 60_000, |cell| shares(cell) == [2, 2, 2]);
+    assert!(second >= 2_000, "one at a time: {second} ms");
+    cell.run_ms(120_000);
+    let moves: Vec<&String> = cell.log[begin..].iter().filter(|line| line.contains("writer of")).collect();
+    assert_eq!(moves.len(), 2, "{moves:#?}");
+    assert!(moves[0].contains("writes for 3 sites and a for 0"), "{moves:#?}");
+}
+
+#[test]
+fn a_drain_moves_writers_and_nobody_spreads_them_meanwhile() {
+    let mut cell = six_sites();
+    cell.drain("a");
+    cell.run_ms(120_000);
+    assert_eq!(shares(&cell), [0, 3, 3]);
+}
+
+#[test]
+fn a_writer_that_a_person_chose_stays_until_it_cannot_serve() {
+    let mut cell = six_sites();
+    let mut asked = |site_name: &str, to: Option<&str>| {
+        let seen = cell.controller.as_ref().unwrap().observed.clone();
+        let (site, to) = (site(site_name), to.map(server));
+        let step = move_writer(&cell.desired, &cell.placed, &seen, cell.now, &site, to.as_ref());
+        step.map(|step| {
+            let plan = Plan { at: cell.now, steps: vec![step], blocked: Vec::new() };
+            apply(&plan, &mut cell.desired, &mut cell.placed);
+        })
+        .map_err(|error| error.to_string())
+    };
+    // a has s5 and s6, b has s1 and s3, c has s2 and s4.
+    assert_eq!(asked("s5", Some("b")), Ok(()));
+    assert_eq!(asked("s6", Some("b")), Ok(()));
+    assert_eq!(asked("s5", Some("b")), Err("b already writes for site s5".to_owned()));
+    assert!(asked("s1", Some("d")).unwrap_err().starts_with("d cannot write for site s1: it carries no"));
+    assert_eq!(asked("s1", None), Ok(()));
+    assert_eq!(asked("s3", Some("c")), Ok(()));
+    assert_eq!(asked("s4", Some("b")), Ok(()));
+    assert_eq!((cell.writer("s1"), shares(&cell)), (Some("a"), vec![1, 3, 2]));
+    cell.run_ms(90_000);
+    assert_eq!(shares(&cell), [1, 3, 2], "all that could be moved was chosen");
+    cell.drain("c");
+    assert!(asked_to(&cell, "s1", "c").contains("or it drains"));
+    cell.kill("b");
+    cell.run_until("a writes for all", 10_000, |cell| shares(cell)[1] == 0);
+}
+
+fn asked_to(cell: &Cell, name: &str, to: &str) -> String {
+    let seen = &cell.controller.as_ref().unwrap().observed;
+    move_writer(&cell.desired, &cell.placed, seen, cell.now, &site(name), Some(&server(to)))
+        .unwrap_err()
+        .to_string()
 }

@@ -7,6 +7,8 @@
 //!                 │               └─► vips (keepalived)                    │
 //!                 ├─ routes ─────────► parts ─► edge, files, sql ──────────┘
 //!                 └─ store members ──► etcd
+//!
+//!  the pool's other members ◄── fellows: who died, who hangs, who is silent
 //! ```
 
 use std::collections::BTreeSet;
@@ -35,6 +37,7 @@ use tracing::{info, warn};
 
 use crate::api::{self, Desk};
 use crate::feed::{self, Feed, Routes};
+use crate::fellows::{self, Heard, Post};
 use crate::instances::{Instances, Word};
 use crate::mariadb::{self, Evicted, Member, MemberConfig};
 use crate::store_host::{StoreHost, StoreHostError};
@@ -94,6 +97,14 @@ pub async fn run(
     tokio::spawn(site_logs::keep(dirs.log.clone(), remembered_sites, feed.sites.clone()));
     let (to_report, report) = watch::channel(None);
     tokio::spawn(reporting::push(Api::new(identity.clone()), report, leader_address(store.clone())));
+    let heard = Arc::new(Heard::default());
+    let post = Post {
+        me: config.name.clone(),
+        api: Api::new(identity.clone()),
+        member: member.clone(),
+        heard: heard.clone(),
+    };
+    tokio::spawn(fellows::follow(post, feed.assignment.clone()));
     let desk = Desk {
         dirs,
         config: config.clone(),
@@ -101,6 +112,7 @@ pub async fn run(
         instances: instances.clone(),
         member: member.clone(),
         assignment: feed.assignment.clone(),
+        heard,
         host,
         store_cluster,
         store_location: store.location(),
@@ -180,7 +192,7 @@ impl Agent {
         for server in dead.difference(known) {
             let (member, server) = (Arc::clone(&self.member), server.clone());
             tokio::spawn(async move {
-                match member.evict(&server).await {
+                match member.evict(&server, None).await {
                     Ok(Evicted::Now) => info!(%server, "evicted from the pool's group: the server is dead"),
                     Ok(Evicted::NotThere) => {}
                     Err(error) => warn!(%server, %error, "not evicted from the pool's group"),

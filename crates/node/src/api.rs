@@ -1,5 +1,6 @@
 //! The agent's own HTTPS port: what only this server can do for the controller or an admin. A line that is
-//! never answered (control's lines.rs), commands in instances, logs, dumps, databases to drop.
+//! never answered (control's lines.rs), commands in instances, logs, dumps, databases to drop, and what
+//! fellow members of the pool tell one another (fellows.rs).
 
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -14,14 +15,14 @@ use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use kopek_core::api::{DumpFault, ExecLine, ExecRequest, LOG_TAIL_HEADER, Refusal};
 use kopek_core::assignment::{AssignedDatabase, Assignment};
 use kopek_core::config::{Dirs, ServerConfig};
-use kopek_core::{InstanceId, SiteName};
+use kopek_core::{InstanceId, ServerId, SiteName};
 use kopek_instance::Who;
 use kopek_link::identity::Peer;
 use kopek_link::receive::receive;
@@ -30,8 +31,9 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
+use crate::fellows::{self, Heard};
 use crate::instances::Instances;
-use crate::mariadb::{DumpError, Member};
+use crate::mariadb::{DumpError, Lost, Member};
 use crate::store_host::StoreHost;
 use crate::whereabouts;
 
@@ -49,6 +51,7 @@ pub struct Desk {
     pub instances: Arc<Mutex<Instances>>,
     pub member: Arc<Member>,
     pub assignment: watch::Receiver<Option<Assignment>>,
+    pub heard: Arc<Heard>,
     pub host: Arc<StoreHost>,
     /// Of the store's member that runs here.
     pub store_cluster: watch::Receiver<Option<String>>,
@@ -67,6 +70,9 @@ pub fn router(desk: Arc<Desk>) -> Router {
         .layer(middleware::from_fn(only_admins));
     let cell = Router::new()
         .route("/line", get(line))
+        .route("/pool/pulse", get(pulse))
+        .route("/pool/silent/{server}", get(silent))
+        .route("/pool/lost", post(lost))
         .route("/store/open", post(open_store))
         .route("/store/cluster", get(store_cluster))
         .route("/databases/{site}/dump", put(dump))
@@ -98,6 +104,32 @@ fn refuse(status: StatusCode, error: impl ToString) -> Response {
 /// Never answers: when this process ends, its kernel closes the connection, and that is the answer.
 async fn line() -> Response {
     std::future::pending().await
+}
+
+/// That this server is there.
+async fn pulse() -> Json<()> {
+    Json(())
+}
+
+/// Milliseconds since this agent heard of a fellow; null when it cannot say.
+async fn silent(State(desk): State<Arc<Desk>>, Path(server): Path<ServerId>) -> Json<Option<u64>> {
+    let silent = desk.heard.silent_for(&server);
+    Json(silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)))
+}
+
+/// The caller's own pool member is lost to the group.
+async fn lost(
+    State(desk): State<Arc<Desk>>,
+    Extension(peer): Extension<Option<Peer>>,
+    Json(lost): Json<Lost>,
+) -> Response {
+    let Some(Peer::Server(server)) = peer else {
+        return refuse(StatusCode::FORBIDDEN, "this needs a server's certificate of the cell");
+    };
+    match fellows::heard_of_loss(&desk.member, &server, &lost).await {
+        Ok(()) => Json(()).into_response(),
+        Err(error) => refuse(StatusCode::CONFLICT, error),
+    }
 }
 
 async fn open_store(State(desk): State<Arc<Desk>>) -> Response {

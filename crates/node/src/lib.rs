@@ -7,6 +7,7 @@ mod edge_health;
 mod edge_status;
 pub mod etcd;
 mod feed;
+mod fellows;
 mod hand_out;
 mod handover;
 mod instances;

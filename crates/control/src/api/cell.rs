@@ -60,6 +60,9 @@ pub async fn pools(Acting(active): Acting) -> Json<Vec<PoolView>> {
             MemberView {
                 server: server.clone(),
                 state: seen.map_or("away", |member| member_name(&member.state)).to_owned(),
+                since: seen.map(|member| member.since),
+                group_size: seen.map_or(0, |member| member.group_size),
+                disk: seen.map(|member| member.disk).unwrap_or_default(),
                 seqno: seen.and_then(|member| member.position.as_ref()).map(|position| position.seqno),
                 why: seen.and_then(|member| match &member.state {
                     MemberState::Unready { why } => Some(why.clone()),

@@ -8,6 +8,7 @@ mod cell;
 mod desk;
 mod events;
 mod images;
+mod move_writer;
 pub mod servers;
 mod site_dump;
 pub mod site_removal;
@@ -59,6 +60,7 @@ pub fn router(office: Arc<Office>) -> Router {
         .route("/sites/{name}", get(sites::show).delete(site_removal::delete))
         .route("/sites/{name}/deploy", post(sites::deploy))
         .route("/sites/{name}/scale", post(sites::scale))
+        .route("/sites/{name}/move-writer", post(move_writer::move_writer))
         .layer(middleware::from_fn(decide_afresh))
         .layer(DefaultBodyLimit::max(DOCUMENT_MAX))
         .route("/trees", put(images::upload))

@@ -2,8 +2,8 @@
 
 use kopek_core::api::{InstanceView, SiteView, VolumeView};
 use kopek_core::desired::Site;
-use kopek_core::observed::{Phase, SeenInstance};
-use kopek_core::placement::{PlacedInstance, Stage};
+use kopek_core::observed::{MemberState, Phase, SeenInstance};
+use kopek_core::placement::{Chooser, PlacedInstance, Stage};
 use kopek_core::{InstanceId, Load, ServerId, SiteName};
 
 use crate::view::View;
@@ -11,6 +11,7 @@ use crate::view::View;
 pub fn site_view(view: &View, site: &Site) -> SiteView {
     let instances = instance_views(view, &site.name);
     let placement = view.state.placed.sites.get(&site.name);
+    let writer = placement.and_then(|placement| placement.writer.as_ref());
     let state = if view.state.preparing.contains_key(&site.name) {
         "preparing"
     } else if site.max == 0 {
@@ -28,10 +29,19 @@ pub fn site_view(view: &View, site: &Site) -> SiteView {
         min: site.min,
         max: site.max,
         policy: site.policy,
-        writer: placement.and_then(|placement| placement.writer.as_ref()).map(|writer| writer.server.clone()),
+        writer: writer.map(|writer| writer.server.clone()),
+        writer_ready: writer.is_some_and(|writer| has_database(view, &writer.server, &site.name)),
+        writer_chosen: writer.is_some_and(|writer| writer.chosen_by == Chooser::Person),
         instances,
         volume: volume_view(view, site),
     }
+}
+
+fn has_database(view: &View, server: &ServerId, site: &SiteName) -> bool {
+    let is_serving = view.state.desired.servers.get(server).is_some_and(|server| server.is_serving());
+    let seen = view.observed.servers.get(server).filter(|_| is_serving);
+    let member = seen.and_then(|seen| seen.report.member.as_ref());
+    member.is_some_and(|member| member.state == MemberState::Synced && member.databases.contains(site))
 }
 
 fn volume_view(view: &View, site: &Site) -> VolumeView {

@@ -30,6 +30,7 @@ use crate::units::Moment;
 
 use state::State;
 pub use step::{Action, Blocked, Cause, Former, Plan, Step, Subject};
+pub use writers::{MoveError, move_writer};
 
 /// What to do now, and what is wanted but cannot be done.
 pub fn plan(desired: &Desired, placed: &Placed, observed: &Observed, now: Moment) -> Plan {

@@ -78,8 +78,10 @@ impl State {
                 let empty = self.placed.sites.get(site).is_some_and(|p| p.instances.is_empty());
                 empty && !sites.contains_key(site) && self.placed.sites.remove(site).is_some()
             }
-            Action::SetWriter { site, server, epoch, former } => {
-                sites.contains_key(site) && self.set_writer(site, server, *epoch, *former)
+            Action::SetWriter { site, server, epoch, former, chosen_by } => {
+                let writer =
+                    Writer { server: server.clone(), epoch: *epoch, since: at, chosen_by: *chosen_by };
+                sites.contains_key(site) && self.set_writer(site, writer, *former)
             }
             Action::ForgetFormer { site } => {
                 self.placed.sites.get_mut(site).is_some_and(|placement| placement.former.take().is_some())
@@ -190,14 +192,15 @@ impl State {
         true
     }
 
-    fn set_writer(&mut self, site: &SiteName, server: &ServerId, epoch: u64, former: Former) -> bool {
+    fn set_writer(&mut self, site: &SiteName, writer: Writer, former: Former) -> bool {
         let pool = &self.placed.pool;
-        let may = pool.formed && pool.members.contains(server);
+        let may = pool.formed && pool.members.contains(&writer.server);
         let placement = self.placement(site);
-        let newer = placement.writer.as_ref().is_none_or(|writer| writer.epoch < epoch);
+        let newer = placement.writer.as_ref().is_none_or(|before| before.epoch < writer.epoch);
         if may && newer {
-            let before = placement.writer.replace(Writer { server: server.clone(), epoch });
-            placement.former = before.filter(|before| former == Former::Serves && before.server != *server);
+            let server = writer.server.clone();
+            let before = placement.writer.replace(writer);
+            placement.former = before.filter(|before| former == Former::Serves && before.server != server);
         }
         may && newer
     }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{InstanceId, ServerId, SiteName};
+use crate::placement::Chooser;
 use crate::units::Moment;
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -96,6 +97,7 @@ pub enum Action {
         epoch: u64,
         /// The writer until now is in service and has to let the site go.
         former: Former,
+        chosen_by: Chooser,
     },
     /// The writer before cannot serve the site any more.
     ForgetFormer {

@@ -8,10 +8,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use hyper::Method;
-use kopek_core::api::{DeploySite, ExecLine, ExecRequest, InstanceView, ScaleSite, ServerView, SiteView};
+use kopek_core::api::{
+    DeploySite, ExecLine, ExecRequest, InstanceView, MoveWriter, ScaleSite, ServerView, SiteView, WriterMove,
+};
 use kopek_core::config::AGENT_PORT;
 use kopek_core::desired::Policy;
-use kopek_core::{Load, SiteName};
+use kopek_core::{Load, ServerId, SiteName};
 use kopek_files::Packed;
 
 use super::cell::{Cell, for_each_piece};
@@ -42,6 +44,15 @@ pub enum SiteCommand {
     },
     /// Change how many instances a site may have, and when
     Scale(Scale),
+    /// Let another pool member serve the site's database; it stays there as long as it can serve
+    MoveWriter {
+        name: SiteName,
+        /// The member's server; without it, the one that writes for the fewest sites
+        #[arg(long, value_name = "SERVER")]
+        to: Option<ServerId>,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
     /// Run a command in an instance of a site
     Exec {
         name: SiteName,
@@ -100,6 +111,7 @@ pub async fn site(global: &Global, command: SiteCommand) -> Result<()> {
         }
         SiteCommand::Deploy { name, source, waiting } => deploy(global, &name, &source, waiting).await,
         SiteCommand::Scale(scale) => self::scale(global, scale).await,
+        SiteCommand::MoveWriter { name, to, waiting } => move_writer(global, &name, to, waiting).await,
         SiteCommand::Exec { name, command } => exec(&global.cell()?, &name, command).await,
         SiteCommand::Logs(wanted) => logs(&global.cell()?, &wanted).await,
         SiteCommand::Delete { name, confirm } => delete(&global.cell()?, &name, confirm).await,
@@ -156,6 +168,26 @@ async fn scale(global: &Global, scale: Scale) -> Result<()> {
             .await?;
     }
     show(global, &site)
+}
+
+async fn move_writer(global: &Global, name: &SiteName, to: Option<ServerId>, waiting: Waiting) -> Result<()> {
+    let cell = global.cell()?;
+    let request = MoveWriter { to, dry_run: waiting.dry_run };
+    let moved: WriterMove = cell.post(&format!("/sites/{name}/move-writer"), &request).await?;
+    let from = moved.from.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+    if waiting.dry_run {
+        return say(format_args!("would move the writer of {name} from {from} to {}", moved.to));
+    }
+    if let Some(limit) = waiting.limit() {
+        let what = format!("{} to serve the database of {name}", moved.to);
+        cell.wait_for(&format!("/sites/{name}"), limit, &what, |site: SiteView| {
+            (site.writer.as_ref() == Some(&moved.to) && site.writer_ready).then_some(())
+        })
+        .await?;
+    }
+    global.format().one(&moved, |moved| {
+        vec![("site", moved.site.to_string()), ("from", from.clone()), ("writer", moved.to.to_string())]
+    })
 }
 
 async fn exec(cell: &Cell, name: &SiteName, command: Vec<String>) -> Result<()> {
@@ -241,7 +273,14 @@ pub fn show(global: &Global, site: &SiteView) -> Result<()> {
             ("domains", names(&site.domains)),
             ("image", site.image.to_string()),
             ("scale", format!("{} to {}, one more at load {up}, one less below {down}", site.min, site.max)),
-            ("writer", site.writer.as_ref().map_or("-".to_owned(), ToString::to_string)),
+            (
+                "writer",
+                match &site.writer {
+                    Some(writer) if site.writer_chosen => format!("{writer}, chosen by an admin"),
+                    Some(writer) => writer.to_string(),
+                    None => "-".to_owned(),
+                },
+            ),
             (
                 "volume",
                 format!(

@@ -1,17 +1,24 @@
 //! The agent's own connection to its member, as root over the socket: how it is, and who is to leave the group.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kopek_core::ServerId;
 use kopek_core::observed::Position;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, OptsBuilder, Row, Value};
+use serde::{Deserialize, Serialize};
 
-/// A member that takes longer for a question about itself counts as hung.
-const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// A member that takes longer for a question about itself serves nobody well. One that is hung is known earlier
+/// (pulse.rs); this is for one that is so slow that others do better.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 /// Making accounts and databases goes through the whole pool, and waits for slow members.
 const CHANGE_LIMIT: Duration = Duration::from_secs(20);
+
+/// A group without the evicted one is there in some 10 ms; after 3 s Galera's own limit has done it.
+const REGROUP_LIMIT: Duration = Duration::from_secs(4);
+const REGROUP_LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -55,7 +62,36 @@ pub struct Status {
     /// Takes part in the group traffic at all. Not after it was put out of the group: only a new start helps.
     pub connected: bool,
     pub group_size: usize,
+    /// Number of the group's present membership (`wsrep_cluster_conf_id`).
+    pub view: String,
     pub position: Option<Position>,
+    /// Its own in the group, another one after each start (`wsrep_gcomm_uuid`).
+    pub node: Option<NodeId>,
+}
+
+/// What Galera calls a member from its start to its end. An eviction by it can hit no later start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NodeId(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is no id of a Galera node")]
+pub struct NotNodeId(String);
+
+impl TryFrom<String> for NodeId {
+    type Error = NotNodeId;
+
+    /// A UUID: 36 hexadecimal digits and dashes. It goes into a statement of root's.
+    fn try_from(text: String) -> Result<NodeId, NotNodeId> {
+        let plain = |b: u8| b.is_ascii_hexdigit() || b == b'-';
+        if text.len() == 36 && text.bytes().all(plain) { Ok(NodeId(text)) } else { Err(NotNodeId(text)) }
+    }
+}
+
+impl From<NodeId> for String {
+    fn from(id: NodeId) -> String {
+        id.0
+    }
 }
 
 impl Status {
@@ -84,7 +120,7 @@ impl Client {
     pub async fn status(&mut self) -> Result<Status, ClientError> {
         const ASK: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN ('wsrep_local_state_comment', \
              'wsrep_ready', 'wsrep_connected', 'wsrep_cluster_status', 'wsrep_cluster_size', \
-             'wsrep_last_committed', 'wsrep_cluster_state_uuid')";
+             'wsrep_last_committed', 'wsrep_cluster_state_uuid', 'wsrep_cluster_conf_id', 'wsrep_gcomm_uuid')";
         let rows: Vec<(String, String)> = within(ANSWER_LIMIT, self.conn.query(ASK)).await?;
         let value = |name: &str| {
             rows.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()).unwrap_or_default()
@@ -96,8 +132,25 @@ impl Client {
             primary: value("wsrep_cluster_status") == "Primary",
             connected: value("wsrep_connected") == "ON",
             group_size: value("wsrep_cluster_size").parse().unwrap_or(0),
+            view: value("wsrep_cluster_conf_id"),
             position: seqno.map(|seqno| Position { group: value("wsrep_cluster_state_uuid"), seqno }),
+            node: NodeId::try_from(value("wsrep_gcomm_uuid")).ok(),
         })
+    }
+
+    /// The cheapest question; also one without quorum answers it.
+    pub async fn ping(&mut self) -> Result<(), ClientError> {
+        within(ANSWER_LIMIT, self.conn.ping()).await
+    }
+
+    /// Who is in the group, by this member's own word.
+    pub async fn group(&mut self) -> Result<BTreeMap<ServerId, NodeId>, ClientError> {
+        let rows = self.rows("SELECT node_uuid, node_name FROM mysql.wsrep_cluster_members", ()).await?;
+        let named = rows.into_iter().filter_map(|row| {
+            let (id, name): (String, String) = mysql_async::from_row_opt(row).ok()?;
+            Some((ServerId::parse(&name).ok()?, NodeId::try_from(id).ok()?))
+        });
+        Ok(named.collect())
     }
 
     /// Makes the members that see each other into the group. Only for a controller that knows that no other
@@ -106,22 +159,33 @@ impl Client {
         self.change("SET GLOBAL wsrep_provider_options = 'pc.bootstrap=YES'").await
     }
 
-    pub async fn evict(&mut self, dead: &ServerId) -> Result<Evicted, EvictError> {
-        let members = self.rows("SELECT node_uuid, node_name FROM mysql.wsrep_cluster_members", ()).await?;
+    /// `node` is the start that is meant, where that is known.
+    pub async fn evict(&mut self, dead: &ServerId, node: Option<&NodeId>) -> Result<Evicted, EvictError> {
+        let members = self.group().await?;
         let size = members.len();
-        let id = members.into_iter().find_map(|row| {
-            let (id, name): (String, String) = mysql_async::from_row_opt(row).ok()?;
-            (name == dead.as_str()).then_some(id)
-        });
-        let Some(id) = id else {
+        let Some(id) = members.get(dead).filter(|id| node.is_none_or(|node| node == *id)) else {
+            // Another member did it; what it told this one about it is to be forgotten all the same.
+            self.forget_evicted().await?;
             return Ok(Evicted::NotThere);
         };
         if (size - 1) * 2 <= size {
             return Err(EvictError::WouldLoseQuorum { dead: dead.clone(), size });
         }
-        let order = format!("evs.evict={id}");
+        let order = format!("evs.evict={}", id.0);
         self.change(&format!("SET GLOBAL wsrep_provider_options = {}", quoted(&order))).await?;
+        let asked = Instant::now();
+        while asked.elapsed() < REGROUP_LIMIT && self.group().await?.get(dead) == Some(id) {
+            tokio::time::sleep(REGROUP_LOOK).await;
+        }
+        self.forget_evicted().await?;
         Ok(Evicted::Now)
+    }
+
+    /// Members tell one another of evicted nodes each time that the group changes, and wait 3 s for word from
+    /// them: without this everybody's writes would stall that long when the restarted member joins, and again at
+    /// every later change. (Galera's `evs.evict=` without a value; `gcomm/src/evs_proto.cpp`, `set_param`.)
+    async fn forget_evicted(&mut self) -> Result<(), ClientError> {
+        self.change("SET GLOBAL wsrep_provider_options = 'evs.evict='").await
     }
 
     pub async fn rows(

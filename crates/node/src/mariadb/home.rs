@@ -86,6 +86,11 @@ impl Home {
             // that joined at once on a loaded machine suspected the healthy ones, and the pool fell apart.
             "evs.keepalive_period=PT0.25S;evs.inactive_check_period=PT0.25S".to_owned(),
             "evs.suspect_timeout=PT3S;evs.inactive_timeout=PT6S;evs.install_timeout=PT6S".to_owned(),
+            // Agents clear the list of evicted nodes (client.rs); this is for one that died in between.
+            "evs.view_forget_timeout=PT10S".to_owned(),
+            // When two members put a third out at once, or one joins, a first word may be missed: it was repeated
+            // after 1 s, and every other eviction took that long. This is the least that Galera allows.
+            "evs.join_retrans_period=PT0.1S".to_owned(),
             // The controller alone decides who starts a group. By itself Galera would, from a saved view.
             "pc.recovery=FALSE".to_owned(),
             // How far behind a member may be and still catch up without copying everything.

@@ -3,32 +3,44 @@
 //! ```text
 //!            Join, Bootstrap             answers, synced
 //!   Stopped ─────────────────► Starting ────────────────► Synced ◄────► Unready
-//!      ▲                          │                          │             │   no quorum, hung
+//!      ▲                          │                          │             │   no quorum, slow
 //!      └──────────────────────────┴──────────────────────────┴─────────────┘
-//!        Hold while starting       died: starts again, to join
+//!        Hold while starting       died, or hung and killed: starts again, to join
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use kopek_core::SiteName;
 use kopek_core::assignment::{AssignedDatabase, AssignedMember, Start};
 use kopek_core::observed::{MemberState, Position, SeenMember};
-use tokio::sync::watch;
+use kopek_core::{Bytes, ServerId, SiteName};
+use rustix::process::Signal;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::client::{Client, Status};
+use super::client::{Client, NodeId, Status};
 use super::databases::{self, DatabaseError};
 use super::home::{GRACE, Home, PACKAGE};
 use super::position::{self, Found};
-use super::setup;
+use super::{Lost, pulse, setup};
 use crate::daemon::{Backoff, Daemon, Program, explained};
 
 const NAME: &str = "mariadbd";
 /// A start takes 0.2 s to 3 s; everybody waits for it.
 const PROBE_STARTING: Duration = Duration::from_millis(50);
+/// The others put a lost member out first, which takes some 10 ms, 0.3 s on a loaded machine. One that joined
+/// meanwhile held them up for 1 s more.
+const REJOIN_PAUSE: Duration = Duration::from_secs(1);
+/// How a serving member is; that it died or hangs is known earlier, by its pidfd and by pulse.rs.
 const PROBE: Duration = Duration::from_millis(500);
+/// For people who look at the pool, and cheap even with tens of thousands of tables.
+const COUNT_EVERY: Duration = Duration::from_secs(30);
 /// A member that is being copied is not interrupted because its donor was silent for a moment.
 const HOLD_PATIENCE: Duration = Duration::from_secs(3);
 /// While it looks for its group, mariadbd heeds no signal for 30 s (`pc.wait_prim_timeout`), and after a total
@@ -47,28 +59,58 @@ pub enum Wanted {
     Member(AssignedMember),
 }
 
-pub async fn keep(home: Home, wanted: watch::Receiver<Wanted>, seen: watch::Sender<Option<SeenMember>>) {
+/// What the keeper has to say.
+pub struct Voice {
+    pub seen: watch::Sender<Option<SeenMember>>,
+    /// The last one that ended without leaving its group.
+    pub lost: watch::Sender<Option<Lost>>,
+}
+
+/// `look` asks for a probe at once.
+pub async fn keep(home: Home, wanted: watch::Receiver<Wanted>, voice: Voice, look: Arc<Notify>) {
     let found = Daemon::adopt(&home.dirs, NAME);
     let running = found.map(|daemon| Running::new(daemon, Progress::Answered));
-    let keeper = Keeper { home, wanted, seen, running, found: None, backoff: Backoff::default() };
+    let keeper = Keeper {
+        home,
+        wanted,
+        voice,
+        look,
+        running,
+        found: None,
+        backoff: Backoff::default(),
+        disk: DiskUse::default(),
+    };
     keeper.run().await;
 }
 
 struct Keeper {
     home: Home,
     wanted: watch::Receiver<Wanted>,
-    seen: watch::Sender<Option<SeenMember>>,
+    voice: Voice,
+    look: Arc<Notify>,
     running: Option<Running>,
     /// The position on disk, while it does not run and once it was looked for.
     found: Option<Found>,
     backoff: Backoff,
+    disk: DiskUse,
 }
 
 struct Running {
     daemon: Daemon,
     since: Instant,
+    life: Life,
+    /// Watches for a hang once it has answered; ends with this.
+    pulse: JoinSet<String>,
+}
+
+/// What is known of mariadbd from its start to its end.
+struct Life {
     progress: Progress,
     client: Option<Client>,
+    node: Option<NodeId>,
+    /// Of which membership `group` is.
+    view: String,
+    group: BTreeSet<ServerId>,
     /// It was in the group or tried to be, and will not find back by itself.
     is_put_out: bool,
     /// Since when it answers without being connected to the group.
@@ -91,17 +133,36 @@ enum Progress {
 
 impl Running {
     fn new(daemon: Daemon, progress: Progress) -> Running {
-        Running {
-            daemon,
-            since: Instant::now(),
+        let life = Life {
             progress,
             client: None,
+            node: None,
+            view: String::new(),
+            group: BTreeSet::new(),
             is_put_out: false,
             unconnected: None,
             position: None,
             done: BTreeMap::new(),
             troubles: BTreeMap::new(),
-        }
+        };
+        Running { daemon, since: Instant::now(), life, pulse: JoinSet::new() }
+    }
+}
+
+/// What comes first of all that is waited for.
+enum News {
+    Died(String),
+    Hung(String),
+    Seen(MemberState, usize),
+    /// Time to look again.
+    Time,
+    Wanted,
+}
+
+async fn hung(pulse: &mut JoinSet<String>) -> String {
+    match pulse.join_next().await {
+        Some(Ok(why)) => why,
+        _ => std::future::pending().await,
     }
 }
 
@@ -116,7 +177,7 @@ impl Keeper {
             match (&wanted, self.running.is_some()) {
                 (Wanted::Nothing, true) => self.stop().await,
                 (Wanted::Nothing | Wanted::Unknown, false) => {
-                    self.seen.send_replace(None);
+                    self.voice.seen.send_replace(None);
                     self.wait_for_change().await;
                 }
                 (Wanted::Unknown, true) => self.watch(None).await,
@@ -187,82 +248,102 @@ impl Keeper {
     /// Probes, reports and makes databases until something else is to be done.
     async fn watch(&mut self, member: Option<&AssignedMember>) {
         let told = Instant::now();
+        let mut news = News::Time;
         loop {
-            self.probe(member).await;
             let Some(running) = &mut self.running else {
                 return;
             };
-            if running.is_put_out {
-                warn!("pool member is out of the group and will not find back: starts anew");
-                return self.stop().await;
-            }
-            let starting = running.progress == Progress::Starting;
-            let held = member.is_some_and(|member| member.start == Start::Hold);
-            if starting && held && told.elapsed() >= HOLD_PATIENCE {
-                return self.stop().await;
-            }
-            let pause = if starting { PROBE_STARTING } else { PROBE };
-            tokio::select! {
-                how = running.daemon.ended() => return self.died(how).await,
-                _ = self.wanted.changed() => {
+            let Running { daemon, life, pulse, .. } = running;
+            news = match news {
+                News::Died(how) => return self.died(&how).await,
+                News::Hung(why) => return self.end_hung(&why).await,
+                News::Wanted => {
                     self.wanted.mark_changed();
                     return;
                 }
-                () = tokio::time::sleep(pause) => (),
-            }
+                // A death must not wait for an answer, nor for a database that is being made.
+                News::Time => tokio::select! {
+                    how = daemon.ended() => News::Died(how),
+                    why = hung(pulse) => News::Hung(why),
+                    (state, size) = life.ask(&self.home, member) => News::Seen(state, size),
+                },
+                News::Seen(state, size) => {
+                    if life.progress == Progress::Answered && pulse.is_empty() {
+                        let (pid, socket) = (daemon.pid(), self.home.socket());
+                        pulse.spawn(async move { pulse::hung(pid, &socket).await });
+                    }
+                    let starting = life.progress == Progress::Starting;
+                    let is_put_out = life.is_put_out;
+                    if size > 1 && member.is_some_and(|member| member.start == Start::Bootstrap) {
+                        self.spend_bootstrap();
+                    }
+                    self.report(state, size);
+                    if is_put_out {
+                        warn!("pool member is out of the group and will not find back: starts anew");
+                        return self.stop().await;
+                    }
+                    let held = member.is_some_and(|member| member.start == Start::Hold);
+                    if starting && held && told.elapsed() >= HOLD_PATIENCE {
+                        return self.stop().await;
+                    }
+                    self.news(if starting { PROBE_STARTING } else { PROBE }).await
+                }
+            };
         }
     }
 
-    async fn probe(&mut self, member: Option<&AssignedMember>) {
-        let socket = self.home.socket();
+    async fn news(&mut self, pause: Duration) -> News {
+        let Some(Running { daemon, pulse, .. }) = &mut self.running else {
+            return News::Wanted;
+        };
+        tokio::select! {
+            how = daemon.ended() => News::Died(how),
+            why = hung(pulse) => News::Hung(why),
+            _ = self.wanted.changed() => News::Wanted,
+            () = self.look.notified() => News::Time,
+            () = tokio::time::sleep(pause) => News::Time,
+        }
+    }
+
+    /// Killed at once: when it thawed it would answer from a past that the others have left. What waits for
+    /// the kernel (a dead disk) cannot be killed, but it is out of the group.
+    async fn end_hung(&mut self, why: &str) {
         let Some(running) = &mut self.running else {
             return;
         };
-        let status = running.status(&socket).await;
-        let (state, size) = match &status {
-            Ok(status) if status.accepts_writes() => {
-                running.progress = Progress::Answered;
-                if let Some(member) = member {
-                    running.make_databases(member).await;
-                }
-                (MemberState::Synced, status.group_size)
-            }
-            Ok(status) if running.progress == Progress::Starting && status.primary => {
-                (MemberState::Starting, status.group_size)
-            }
-            Ok(status) => {
-                let why = match status.primary {
-                    true => format!("it is {}", status.state),
-                    false => "it has no quorum".to_owned(),
-                };
-                if !status.primary && member.is_some_and(|member| may_bootstrap(&self.home, member)) {
-                    running.become_group().await;
-                }
-                (MemberState::Unready { why }, status.group_size)
-            }
-            Err(_) if running.progress == Progress::Starting => (MemberState::Starting, 0),
-            Err(why) => (MemberState::Unready { why: why.clone() }, 0),
-        };
-        if size > 1 && member.is_some_and(|member| member.start == Start::Bootstrap) {
-            self.spend_bootstrap();
+        warn!(why, pid = running.daemon.pid(), "pool member hangs: killed");
+        running.daemon.signal(Signal::KILL);
+        self.report(MemberState::Unready { why: format!("it hangs: {why}") }, 0);
+        self.mourn(why);
+        if let Some(running) = &mut self.running {
+            let how = running.daemon.ended().await;
+            self.died(&how).await;
         }
-        self.report(state, size);
     }
 
-    async fn died(&mut self, how: String) {
+    /// The others need not find out by themselves that this one left the group without a word.
+    fn mourn(&self, why: &str) {
+        let node = self.running.as_ref().and_then(|running| running.life.node.clone());
+        if let Some(node) = node {
+            self.voice.lost.send_replace(Some(Lost { node, why: why.to_owned() }));
+        }
+    }
+
+    async fn died(&mut self, how: &str) {
+        self.mourn(how);
         let Some(running) = self.running.take() else {
             return;
         };
         self.found = None;
         self.report(MemberState::Starting, 0);
-        let pause = self.backoff.after(running.since.elapsed());
+        let pause = self.backoff.after(running.since.elapsed()).max(REJOIN_PAUSE);
         warn!(how, ?pause, log = %crate::daemon::log_file(&self.home.dirs, NAME).display(), "pool member died");
         self.pause(pause).await;
     }
 
     async fn stop(&mut self) {
         if let Some(running) = self.running.take() {
-            let grace = match running.progress {
+            let grace = match running.life.progress {
                 Progress::Starting => GRACE_STARTING,
                 Progress::Answered => GRACE,
             };
@@ -292,20 +373,37 @@ impl Keeper {
         }
     }
 
-    fn report(&self, state: MemberState, group_size: usize) {
+    fn report(&mut self, state: MemberState, group_size: usize) {
         let (position, databases) = match &self.running {
-            Some(running) => (running.position.clone(), running.done.keys().cloned().collect()),
+            Some(Running { life, .. }) => (life.position.clone(), life.done.keys().cloned().collect()),
             None => {
                 let found = self.found.as_ref().map(|found| found.position.clone());
                 let absent = || (!self.home.data().is_dir()).then(position::nothing);
                 (found.or_else(absent), Vec::new())
             }
         };
-        let now = SeenMember { state, group_size, position, databases };
-        self.seen.send_if_modified(|seen| {
+        let group = match (&self.running, &state) {
+            (Some(running), MemberState::Synced) => running.life.group.clone(),
+            _ => BTreeSet::new(),
+        };
+        let disk = self.disk.of(&self.home.data());
+        let mut now = SeenMember {
+            state,
+            since: kopek_link::clock::now(),
+            group_size,
+            group,
+            position,
+            databases,
+            disk,
+        };
+        self.voice.seen.send_if_modified(|seen| {
+            if let Some(old) = seen.as_ref().filter(|old| old.state == now.state) {
+                now.since = old.since;
+            }
             let news = seen.as_ref().is_none_or(|old| {
                 old.state != now.state
                     || old.group_size != now.group_size
+                    || old.group != now.group
                     || old.databases != now.databases
                     || (old.position != now.position && matches!(now.state, MemberState::Stopped))
             });
@@ -341,6 +439,39 @@ fn may_bootstrap(home: &Home, member: &AssignedMember) -> bool {
     member.start == Start::Bootstrap && !home.spent_bootstrap().exists()
 }
 
+/// What the data take on the disk. Counted beside everything else, for a pool of thousands of sites has as many
+/// files and more.
+#[derive(Default)]
+struct DiskUse {
+    counted: Option<Instant>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl DiskUse {
+    fn of(&mut self, data: &Path) -> Bytes {
+        if self.counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+            self.counted = Some(Instant::now());
+            let (bytes, data) = (Arc::clone(&self.bytes), data.to_owned());
+            tokio::task::spawn_blocking(move || bytes.store(bytes_in(&data), Ordering::Relaxed));
+        }
+        Bytes(self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+/// Databases are folders of the data folder; none has folders of its own.
+fn bytes_in(data: &Path) -> u64 {
+    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+    // Blocks, for InnoDB's files have holes.
+    let size = |meta: fs::Metadata| meta.blocks() * 512;
+    let of = |entry: &fs::DirEntry| entry.metadata().map_or(0, size);
+    entries(data)
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => entries(&entry.path()).map(|file| of(&file)).sum(),
+            _ => of(&entry),
+        })
+        .sum()
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Group {
     New,
@@ -359,13 +490,46 @@ enum BeginError {
     Bootstrap(#[source] std::io::Error),
 }
 
-impl Running {
-    async fn status(&mut self, socket: &std::path::Path) -> Result<Status, String> {
+impl Life {
+    /// How the member is, and the size of its group.
+    async fn ask(&mut self, home: &Home, member: Option<&AssignedMember>) -> (MemberState, usize) {
+        match self.status(&home.socket()).await {
+            Ok(status) if status.accepts_writes() => {
+                self.progress = Progress::Answered;
+                if let Some(member) = member {
+                    self.make_databases(member).await;
+                }
+                (MemberState::Synced, status.group_size)
+            }
+            Ok(status) if self.progress == Progress::Starting && status.primary => {
+                (MemberState::Starting, status.group_size)
+            }
+            Ok(status) => {
+                let why = match status.primary {
+                    true => format!("it is {}", status.state),
+                    false => "it has no quorum".to_owned(),
+                };
+                if !status.primary && member.is_some_and(|member| may_bootstrap(home, member)) {
+                    self.become_group().await;
+                }
+                (MemberState::Unready { why }, status.group_size)
+            }
+            Err(_) if self.progress == Progress::Starting => (MemberState::Starting, 0),
+            Err(why) => (MemberState::Unready { why }, 0),
+        }
+    }
+
+    async fn status(&mut self, socket: &Path) -> Result<Status, String> {
         let mut client = match self.client.take() {
             Some(client) => client,
             None => Client::connect(socket).await.map_err(|error| explained(&error))?,
         };
         let status = client.status().await.map_err(|error| explained(&error))?;
+        self.node.clone_from(&status.node);
+        if status.accepts_writes() && self.view != status.view {
+            let group = client.group().await.map_err(|error| explained(&error))?;
+            (self.group, self.view) = (group.into_keys().collect(), status.view.clone());
+        }
         self.client = Some(client);
         self.unconnected = (!status.connected).then(|| self.unconnected.unwrap_or_else(Instant::now));
         let patience = match self.progress {
