@@ -38,15 +38,15 @@ e2e: ## end-to-end tests on a virtual rack
 	cargo nextest run -p kopek-tests
 
 # The proxy alone before one server: see tests/differential/fronts.py for how it is called.
-ALONE = $(CARGO_TARGET_DIR)/release/examples/alone --user root --password ''
+ALONE = $(CARGO_TARGET_DIR)/debug/examples/alone --user root --password ''
 
 differential: setup ## the test suites of MariaDB, PyMySQL and mysql_async, direct and through sql (hours)
-	cargo build --release -p kopek-sql --example alone
+	cargo build -p kopek-sql --example alone
 	tests/differential/run.py --prove
 	tests/differential/run.py --proxy "$(ALONE)" --keep --modes plain ps cursor compress ssl together
 
 differential-short: ## the part of them that leans most on the protocol
-	cargo build --release -p kopek-sql --example alone
+	cargo build -p kopek-sql --example alone
 	python3 -m unittest discover -s tests/differential
 	tests/differential/run.py --proxy "$(ALONE)" --keep --list tests/differential/short.txt
 
