@@ -142,8 +142,9 @@ pub struct Database {
     pub password: String,
 }
 
-/// MariaDB's own. A site that owned `mysql` would own the pool.
-const DATABASES_RESERVED: [&str; 4] = ["mysql", "information_schema", "performance_schema", "sys"];
+/// MariaDB's own and ours. A site that owned `mysql` would own the pool.
+const DATABASES_RESERVED: [&str; 5] =
+    ["mysql", "information_schema", "performance_schema", "sys", "kopek"];
 /// MariaDB's limits, in characters.
 const DATABASE_NAME_MAX: usize = 64;
 const DATABASE_USER_MAX: usize = 128;
@@ -152,7 +153,7 @@ const DATABASE_USER_MAX: usize = 128;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadDatabase {
     #[error(
-        "{name:?} cannot be a site's database; use 1 to 64 letters, digits, _, $ and -, not a name of MariaDB's own"
+        "{name:?} cannot be a site's database; use 1 to 64 letters, digits, _, $ and -, not a name of MariaDB's or Kopek's own"
     )]
     Name { name: String },
     #[error("{user:?} cannot be a database user; use 1 to 128 characters")]

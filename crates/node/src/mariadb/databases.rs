@@ -45,7 +45,25 @@ pub async fn ensure(client: &mut Client, assigned: &AssignedDatabase) -> Result<
     if !found.grant {
         client.change(&format!("GRANT ALL PRIVILEGES ON {}.* TO {account}", identifier(&pattern))).await?;
     }
+    if !found.tokens {
+        let table = token_table(assigned.number);
+        client.change(&format!("CREATE DATABASE IF NOT EXISTS {TOKENS}")).await?;
+        client
+            .change(&format!(
+                "CREATE TABLE IF NOT EXISTS {table} \
+                 (slot BIGINT UNSIGNED NOT NULL PRIMARY KEY, token BIGINT UNSIGNED NOT NULL) ENGINE=InnoDB"
+            ))
+            .await?;
+        client.change(&format!("GRANT SELECT, INSERT, UPDATE ON {table} TO {account}")).await?;
+    }
     Ok(())
+}
+
+/// Where `sql` notes which transactions of a site were committed: a row for each connection that writes.
+const TOKENS: &str = "kopek";
+
+fn token_table(number: u32) -> String {
+    format!("{TOKENS}.site_{number}")
 }
 
 /// For a dump that is read once more: what an earlier attempt left is gone, the account stays.
@@ -68,6 +86,7 @@ pub async fn drop(client: &mut Client, assigned: &AssignedDatabase) -> Result<()
     let account = format!("{}@{}", quoted(&database.user), quoted(&host));
     // The account first: nothing can write into what is being dropped.
     client.change(&format!("DROP USER IF EXISTS {account}")).await?;
+    client.change(&format!("DROP TABLE IF EXISTS {}", token_table(assigned.number))).await?;
     client.change(&format!("DROP DATABASE IF EXISTS {}", identifier(&database.name))).await?;
     Ok(())
 }
@@ -76,6 +95,7 @@ struct Found {
     database: bool,
     account: Account,
     grant: bool,
+    tokens: bool,
     /// Of the password as assigned.
     hash: String,
 }
@@ -96,19 +116,21 @@ async fn find(
     const ASK: &str = "SELECT PASSWORD(?), \
          (SELECT COUNT(*) FROM information_schema.schemata WHERE schema_name = ?), \
          (SELECT JSON_VALUE(Priv, '$.authentication_string') FROM mysql.global_priv WHERE User = ? AND Host = ?), \
-         (SELECT COUNT(*) FROM mysql.db WHERE Db = ? AND User = ? AND Host = ?)";
+         (SELECT COUNT(*) FROM mysql.db WHERE Db = ? AND User = ? AND Host = ?), \
+         (SELECT COUNT(*) FROM mysql.tables_priv WHERE Db = ? AND User = ? AND Host = ? AND Table_name = ?)";
     let database = &assigned.database;
     let (name, user) = (&database.name, &database.user);
-    let rows = client.rows(ASK, (&database.password, name, user, host, pattern, user, host)).await?;
+    let table = format!("site_{}", assigned.number);
+    let rows = client.rows(ASK, (&database.password, name, user, host, pattern, user, host, TOKENS, user, host, table)).await?;
     let row = rows.into_iter().next().expect("a SELECT without FROM gives one row");
-    let (hash, databases, stored, grants): (String, u64, Option<String>, u64) =
+    let (hash, databases, stored, grants, tokens): (String, u64, Option<String>, u64, u64) =
         mysql_async::from_row_opt(row).map_err(|_| ClientError::Odd)?;
     let account = match stored {
         None => Account::Missing,
         Some(stored) if stored == hash => Account::Right,
         Some(_) => Account::OtherPassword,
     };
-    Ok(Found { database: databases > 0, account, grant: grants > 0, hash })
+    Ok(Found { database: databases > 0, account, grant: grants > 0, tokens: tokens > 0, hash })
 }
 
 /// The pool has one set of names for all sites.

@@ -108,7 +108,8 @@ impl Home {
              bind-address=127.0.0.1\n\
              port={CLIENT_PORT}\n\
              skip_name_resolve=ON\n\
-             local_infile=OFF\n\
+             # The client's file, which the client alone decides to send; the member's own stay closed.
+             local_infile=ON\n\
              secure_file_priv={tmp}\n\
              max_connections=1000\n\
              max_allowed_packet=64M\n\

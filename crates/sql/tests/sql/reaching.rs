@@ -1,243 +1,6 @@
-//! Real mariadbd, the real client, one or two `sql` tasks with an agent's socket each.
-#![allow(clippy::unwrap_used)]
+//! Who reaches which database, and who does not.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
-
-use kopek_core::config::{Dirs, SQL_PORT, ServerConfig};
-use kopek_core::part::{RoutedWriter, SqlListener, SqlPart, SqlSite};
-use kopek_core::{InstanceId, ServerId, SiteName};
-use kopek_link::{CellAuthority, Csr, DialError, Identity, Parts, Preamble, dial_stream};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tempfile::TempDir;
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
-use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
-
-const SOON: Duration = Duration::from_secs(15);
-
-fn site(name: &str) -> SiteName {
-    SiteName::parse(name).unwrap()
-}
-
-fn server(number: u8) -> ServerId {
-    ServerId::parse(&format!("s{number}")).unwrap()
-}
-
-/// Loopback addresses of this test process only, because the relay's port is always the same.
-fn address(number: u8) -> IpAddr {
-    let process = std::process::id();
-    IpAddr::from([127, 100 + (process % 100) as u8, (process / 100 % 250) as u8, number])
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let waiting = async {
-        while !holds().await {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(SOON, waiting).await.unwrap_or_else(|_| panic!("{what}: still not after {SOON:?}"));
-}
-
-/// A database server with the accounts that the agent would make: each only from its site's own address.
-struct Member {
-    folder: TempDir,
-    port: u16,
-    process: Child,
-}
-
-impl Member {
-    async fn new(name: &str) -> Member {
-        let member = Member::installed().await.started().await;
-        let mut accounts = String::new();
-        for (site, number) in [("blog", 5), ("shop", 6)] {
-            accounts += &format!(
-                "CREATE DATABASE {site}; CREATE USER {site}@127.1.0.{number} IDENTIFIED BY 'secret';
-                 GRANT ALL ON {site}.* TO {site}@127.1.0.{number};
-                 CREATE TABLE {site}.who (name TEXT); INSERT INTO {site}.who VALUES ('{name}');"
-            );
-        }
-        member.root(&accounts).await;
-        member
-    }
-
-    async fn installed() -> Member {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        let installed = Command::new("mariadb-install-db")
-            .args(["--no-defaults", "--user=mysql", "--skip-test-db"])
-            .arg("--auth-root-authentication-method=normal")
-            .arg(format!("--datadir={}", folder.path().join("data").display()))
-            // A mariadbd that starts deletes the temporary tables of others in a folder that they share.
-            .env("TMPDIR", folder.path())
-            .output()
-            .await
-            .unwrap();
-        assert!(installed.status.success(), "{installed:?}");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let process = Command::new("true").spawn().unwrap();
-        Member { folder, port, process }
-    }
-
-    async fn started(mut self) -> Member {
-        self.process = Command::new("mariadbd")
-            .args(["--no-defaults", "--user=mysql", "--skip-name-resolve", "--bind-address=127.0.0.1"])
-            .args(["--skip-networking=0", "--max-allowed-packet=64M", "--innodb-buffer-pool-size=16M"])
-            .arg("--max-connections=600")
-            .arg(format!("--port={}", self.port))
-            .arg(format!("--datadir={}", self.folder.path().join("data").display()))
-            .arg(format!("--socket={}", self.socket().display()))
-            .arg(format!("--pid-file={}", self.folder.path().join("pid").display()))
-            .env("TMPDIR", self.folder.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        until("mariadbd answers", async || client(&self.socket(), "root", "SELECT 1").await.is_ok()).await;
-        self
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.path().join("root.sock")
-    }
-
-    fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.port))
-    }
-
-    async fn root(&self, statements: &str) -> String {
-        client(&self.socket(), "root", statements).await.unwrap()
-    }
-
-    async fn connections_of(&self, user: &str) -> String {
-        self.root(&format!("SELECT COUNT(*) FROM information_schema.processlist WHERE user = '{user}'")).await
-    }
-}
-
-/// The answer, or the client's complaint.
-async fn client(socket: &Path, user: &str, statements: &str) -> Result<String, String> {
-    answer_of(client_command(socket, user, statements).output().await.unwrap())
-}
-
-fn client_command(socket: &Path, user: &str, statements: &str) -> Command {
-    let mut command = Command::new("mariadb");
-    command.args(["--no-defaults", "-N", "-B", "--max-allowed-packet=64M", "-psecret", "-u", user, "-S"]);
-    command.arg(socket).args(["-e", statements]);
-    if user == "root" {
-        command.arg("--skip-password");
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    command
-}
-
-fn answer_of(output: Output) -> Result<String, String> {
-    if output.status.success() {
-        Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned())
-    } else {
-        Err(String::from_utf8(output.stderr).unwrap())
-    }
-}
-
-struct Cell {
-    authority: CellAuthority,
-}
-
-impl Cell {
-    fn new() -> Cell {
-        Cell { authority: CellAuthority::create("test").unwrap() }
-    }
-
-    async fn server(&self, number: u8) -> Server {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        let dirs = Dirs { etc: path("etc"), state: path("state"), run: path("run"), log: path("log") };
-        std::fs::create_dir(&dirs.etc).unwrap();
-        let csr = Csr::new().unwrap();
-        let cert = self.authority.issue_server(&csr.csr_pem, &server(number), &[address(number)]).unwrap();
-        Identity::write(&dirs.etc, self.authority.ca_pem(), &cert, &csr.key_pem).unwrap();
-        let agent = Parts::serve(&dirs).await.unwrap();
-        let part = SqlPart {
-            server: server(number),
-            sites: BTreeMap::new(),
-            listeners: BTreeMap::new(),
-            member: None,
-            writes_for: BTreeMap::new(),
-        };
-        let mut server = Server { number, folder, dirs, agent, part, running: None };
-        server.start();
-        server
-    }
-}
-
-struct Server {
-    number: u8,
-    folder: TempDir,
-    dirs: Dirs,
-    agent: Parts,
-    part: SqlPart,
-    running: Option<JoinHandle<()>>,
-}
-
-impl Server {
-    fn start(&mut self) {
-        let (number, address) = (self.number, address(self.number));
-        let text = format!("name = \"s{number}\"\naddress = \"{address}\"\ninterface = \"lo\"\n");
-        let config = ServerConfig::parse(&text, Path::new("kopek.toml")).unwrap();
-        let dirs = self.dirs.clone();
-        self.running = Some(tokio::spawn(async move { kopek_sql::run(dirs, config).await.unwrap() }));
-    }
-
-    async fn stop(&mut self) {
-        let running = self.running.take().unwrap();
-        running.abort();
-        assert!(running.await.unwrap_err().is_cancelled());
-    }
-
-    fn socket(&self, instance: &str) -> PathBuf {
-        self.folder.path().join("instances").join(instance).join("mysqld.sock")
-    }
-
-    /// An instance without a network namespace: its socket is enough here.
-    fn with_instance(mut self, id: &str) -> Self {
-        let listener = SqlListener { socket: self.socket(id), netns: "/nonexistent".into() };
-        self.part.listeners.insert(InstanceId::parse(id).unwrap(), listener);
-        self
-    }
-
-    fn with_member(mut self, member: &Member) -> Self {
-        self.part.member = Some(member.address());
-        self
-    }
-
-    /// Tells this server who the site's writer is; the writer itself also that it is.
-    fn learns(&mut self, name: &str, writer: Option<(u8, u64)>) {
-        let routed = writer.map(|(number, epoch)| RoutedWriter {
-            server: server(number),
-            relay: SocketAddr::new(address(number), SQL_PORT),
-            epoch,
-        });
-        let number = if name == "blog" { 5 } else { 6 };
-        self.part.sites.insert(site(name), SqlSite { number, writer: routed });
-        match writer {
-            Some((number, epoch)) if number == self.number => self.part.writes_for.insert(site(name), epoch),
-            _ => self.part.writes_for.remove(&site(name)),
-        };
-        self.agent.publish(self.part.clone());
-    }
-
-    async fn listens(&self, instance: &str) -> PathBuf {
-        let socket = self.socket(instance);
-        until("the socket is there", async || UnixStream::connect(&socket).await.is_ok()).await;
-        socket
-    }
-}
+use std::net::SocketAddr;
 
 const WHO: &str = "SELECT CONCAT(name, ' ', CURRENT_USER()) FROM blog.who";
 
@@ -269,11 +32,6 @@ async fn an_instance_reaches_the_writer_on_another_server_byte_for_byte() {
     assert!(back == up.repeat(200), "20 MB came back changed ({} bytes)", back.len());
 }
 
-/// A statement that ends only when its connection does.
-fn long_statement(socket: &Path) -> Child {
-    client_command(socket, "blog", "SELECT SLEEP(600)").spawn().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_writer_changes_its_connections_are_cut_and_new_ones_reach_the_new_writer() {
     let cell = Cell::new();
@@ -288,8 +46,8 @@ async fn when_the_writer_changes_its_connections_are_cut_and_new_ones_reach_the_
         (s1.listens("blog.1").await, s2.listens("blog.2").await, s1.listens("shop.1").await);
     let sessions = [long_statement(&here), long_statement(&there)];
     let mut others = client_command(&other, "shop", "SELECT SLEEP(600)").spawn().unwrap();
-    until("both sessions run on m1", async || m1.connections_of("blog").await == "2").await;
-    until("the other site's too", async || m1.connections_of("shop").await == "1").await;
+    until("both sessions run on m1", async || m1.sleepers_of("blog").await == "2").await;
+    until("the other site's too", async || m1.sleepers_of("shop").await == "1").await;
 
     s2.learns("blog", Some((2, 2)));
     s1.learns("blog", Some((2, 2)));
@@ -311,20 +69,20 @@ async fn a_writer_that_is_relieved_cuts_those_who_have_not_heard_of_it() {
     s1.learns("blog", Some((2, 1)));
     s2.learns("blog", Some((2, 1)));
     let session = long_statement(&s1.listens("blog.1").await);
-    until("the session runs", async || member.connections_of("blog").await == "1").await;
+    until("the session runs", async || member.sleepers_of("blog").await == "1").await;
     s2.learns("blog", Some((1, 2)));
     let cut = timeout(SOON, session.wait_with_output()).await.expect("cut").unwrap();
     answer_of(cut).unwrap_err();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_writer_that_comes_back_in_a_later_epoch_has_no_connections_of_the_earlier_one() {
+async fn a_writer_that_comes_back_in_a_later_epoch_has_no_sleepers_of_the_earlier_one() {
     let (cell, member) = (Cell::new(), Member::new("m1").await);
     let mut s1 = cell.server(1).await.with_member(&member).with_instance("blog.1");
     s1.learns("blog", Some((1, 1)));
     let socket = s1.listens("blog.1").await;
     let session = long_statement(&socket);
-    until("the session runs", async || member.connections_of("blog").await == "1").await;
+    until("the session runs", async || member.sleepers_of("blog").await == "1").await;
     // Another server wrote in epoch 2; word of that never came here.
     s1.learns("blog", Some((1, 3)));
     let cut = timeout(SOON, session.wait_with_output()).await.expect("cut").unwrap();
@@ -364,7 +122,7 @@ async fn a_connection_that_waited_in_vain_gets_an_error_with_the_sites_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_than_256_waiting_connections_of_a_site_are_turned_away_at_once() {
+async fn more_than_256_waiting_sleepers_of_a_site_are_turned_away_at_once() {
     let cell = Cell::new();
     let mut s1 = cell.server(1).await.with_instance("blog.1").with_instance("shop.1");
     s1.learns("blog", None);
@@ -546,7 +304,7 @@ async fn an_instance_finds_mysql_on_its_own_loopback_also_in_a_namespace_made_an
     until("it answers in the new namespace", is_served).await;
 
     let session = long_statement(&s1.listens("blog.1").await);
-    until("the session runs", async || member.connections_of("blog").await == "1").await;
+    until("the session runs", async || member.sleepers_of("blog").await == "1").await;
     s1.part.listeners.clear();
     s1.learns("blog", Some((1, 1)));
     let cut = timeout(SOON, session.wait_with_output()).await.expect("cut").unwrap();
