@@ -2,6 +2,7 @@
 //! database holds then. Called by `tests/database.rs` (a short run) and `make chaos-db` (a long one).
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,8 +45,7 @@ pub struct Chaos {
     inserts: Vec<Call<u64>>,
     costs: Vec<Cost>,
     calls: usize,
-    /// With the round in which they were found.
-    violations: Vec<(String, Violation)>,
+    violations: Vec<Found>,
     /// Where histories with violations are written.
     out: PathBuf,
 }
@@ -53,8 +53,24 @@ pub struct Chaos {
 /// What a run has shown.
 pub struct Verdict {
     pub calls: usize,
-    pub violations: Vec<(String, Violation)>,
+    pub violations: Vec<Found>,
     pub table: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub violation: Violation,
+    /// In which round and after what; nothing for what only showed when all was over.
+    pub after: Option<(usize, Fault)>,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.after {
+            Some((round, fault)) => write!(f, "round {round}, {}: {}", fault.name(), self.violation),
+            None => write!(f, "at the end: {}", self.violation),
+        }
+    }
 }
 
 /// Prints each round as it ends. Fails when the rack does not come back or clients are not served any more.
@@ -73,12 +89,12 @@ pub async fn run(rack: Rack, seed: u64, faults: usize, out: &Path) -> Result<Ver
     }
     let rows = tables::all_rows(&chaos.seats).await?;
     let last = judge_inserts(&chaos.inserts, &rows);
-    chaos.violations.extend(last.into_iter().map(|violation| ("at the end".to_owned(), violation)));
+    chaos.violations.extend(last.into_iter().map(|violation| Found { violation, after: None }));
     let table = table(&chaos.costs);
     println!("{table}");
     println!("{} calls, {} rows, {} violations", chaos.calls, rows.len(), chaos.violations.len());
-    for (round, violation) in chaos.violations.iter().take(50) {
-        println!("  {round}: {violation}");
+    for found in chaos.violations.iter().take(50) {
+        println!("  {found}");
     }
     Ok(Verdict { calls: chaos.calls, violations: chaos.violations, table })
 }
@@ -145,8 +161,8 @@ impl Chaos {
         }
         self.inserts.extend(history.inserts);
         self.costs.push(cost);
-        self.violations
-            .extend(violations.into_iter().map(|found| (format!("round {round}, {}", fault.name()), found)));
+        let after = Some((round, *fault));
+        self.violations.extend(violations.into_iter().map(|violation| Found { violation, after }));
         Ok(told)
     }
 

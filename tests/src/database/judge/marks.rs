@@ -6,16 +6,23 @@ use std::collections::BTreeMap;
 use super::Violation;
 use crate::database::history::{Call, Mark, Outcome};
 
+/// Each call with its value.
+#[derive(Default)]
+struct OfKey<'a> {
+    writes: Vec<(&'a Call<Mark>, u64)>,
+    reads: Vec<(&'a Call<Mark>, u64)>,
+}
+
 pub fn judge(calls: &[Call<Mark>]) -> Vec<Violation> {
-    let mut by_key: BTreeMap<u32, (Vec<(&Call<Mark>, u64)>, Vec<(&Call<Mark>, u64)>)> = BTreeMap::new();
+    let mut by_key: BTreeMap<u32, OfKey> = BTreeMap::new();
     for call in calls {
         match call.what {
-            Mark::Write { key, value } => by_key.entry(key).or_default().0.push((call, value)),
-            Mark::Read { key, value } => by_key.entry(key).or_default().1.push((call, value)),
+            Mark::Write { key, value } => by_key.entry(key).or_default().writes.push((call, value)),
+            Mark::Read { key, value } => by_key.entry(key).or_default().reads.push((call, value)),
         }
     }
     let mut found = Vec::new();
-    for (key, (writes, reads)) in by_key {
+    for (key, OfKey { writes, reads }) in by_key {
         for (read, value) in &reads {
             let at = read.begun;
             let written = writes.iter().filter(|(write, _)| read.must_see(write));
