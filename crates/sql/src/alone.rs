@@ -45,7 +45,8 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async {
         let Alone { identity, tls, account, doors } = alone;
-        let site = |number: usize| SiteName::parse(&format!("door{number}")).expect("a name of letters and digits");
+        let site =
+            |number: usize| SiteName::parse(&format!("door{number}")).expect("a name of letters and digits");
         let server = ServerId::parse("alone").expect("a name of letters");
         let endpoints: BTreeMap<SiteName, Endpoint> =
             doors.iter().enumerate().map(|(number, (_, member))| (site(number), member.clone())).collect();

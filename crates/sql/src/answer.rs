@@ -65,13 +65,20 @@ pub(crate) struct Said {
 enum State {
     Head,
     Single,
-    Columns { left: u64 },
+    Columns {
+        left: u64,
+    },
     ColumnsEnd,
     Rows,
     Prepared,
     /// Definitions of parameters, then of columns, each list with an EOF if the client wants one.
-    Definitions { left: u32, next: u32 },
-    DefinitionsEnd { next: u32 },
+    Definitions {
+        left: u32,
+        next: u32,
+    },
+    DefinitionsEnd {
+        next: u32,
+    },
     Done,
 }
 
@@ -109,7 +116,15 @@ impl Answer {
             Expected::Rest => State::Rows,
         };
         let ends_with_ok = caps.has(Caps::DEPRECATE_EOF);
-        Answer { state, ends_with_ok, skip: 0, continued: false, wants_file: false, sequence: 0, said: Said::default() }
+        Answer {
+            state,
+            ends_with_ok,
+            skip: 0,
+            continued: false,
+            wants_file: false,
+            sequence: 0,
+            said: Said::default(),
+        }
     }
 
     pub(crate) fn said(&self) -> &Said {

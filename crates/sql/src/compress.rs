@@ -68,7 +68,9 @@ impl<S> Compressed<S> {
     /// Moves a frame that is there as a whole from `packed` to `plain`.
     fn open_frame(&mut self) -> io::Result<bool> {
         let Some(head) = self.packed.get(..FRAME_HEADER) else { return Ok(false) };
-        let number = |at: usize| usize::from(head[at]) | usize::from(head[at + 1]) << 8 | usize::from(head[at + 2]) << 16;
+        let number = |at: usize| {
+            usize::from(head[at]) | usize::from(head[at + 1]) << 8 | usize::from(head[at + 2]) << 16
+        };
         let (packed, plain, sequence) = (number(0), number(4), head[3]);
         if self.packed.len() < FRAME_HEADER + packed {
             return Ok(false);
@@ -91,7 +93,11 @@ impl<S> Compressed<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Compressed<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             if !self.plain.is_empty() {
                 let count = self.plain.len().min(buf.remaining());

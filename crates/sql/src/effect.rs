@@ -100,8 +100,7 @@ pub(crate) fn effect_of(reading: &Reading) -> Effect {
 }
 
 /// Of commands that carry no SQL.
-pub(crate) const PLAIN: Effect =
-    Effect { repeat: Repeat::Freely, stays: Stays::Nothing, needs_files: false };
+pub(crate) const PLAIN: Effect = Effect { repeat: Repeat::Freely, stays: Stays::Nothing, needs_files: false };
 pub(crate) const SCHEMA: Effect = Effect { repeat: Repeat::Freely, stays: Stays::Schema, needs_files: false };
 pub(crate) const UNKNOWN: Effect = Effect {
     repeat: Repeat::Never,

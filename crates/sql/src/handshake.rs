@@ -165,11 +165,8 @@ impl Login {
         let proof = rest.take(length)?;
         let schema = rest.zero_ended();
         let collation = rest.u16().unwrap_or(before.collation);
-        let plugin = if before.caps.has(Caps::PLUGIN_AUTH) && !rest.is_empty() {
-            rest.zero_ended()
-        } else {
-            NATIVE
-        };
+        let plugin =
+            if before.caps.has(Caps::PLUGIN_AUTH) && !rest.is_empty() { rest.zero_ended() } else { NATIVE };
         let copy = Bytes::copy_from_slice;
         Some(Login {
             user: copy(user),
@@ -220,7 +217,8 @@ pub(crate) fn parse_switch(payload: &[u8]) -> Option<(Bytes, Bytes)> {
 
 /// The proof that goes with a password; empty for an empty one.
 pub(crate) fn native_proof(password: &str, nonce: &[u8]) -> Bytes {
-    scramble_native(nonce, password.as_bytes()).map_or_else(Bytes::new, |proof| Bytes::copy_from_slice(&proof))
+    scramble_native(nonce, password.as_bytes())
+        .map_or_else(Bytes::new, |proof| Bytes::copy_from_slice(&proof))
 }
 
 /// Whether the proof shows that its sender knows the password. Both rules prove the password itself, so a

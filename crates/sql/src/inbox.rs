@@ -26,7 +26,10 @@ pub(crate) struct Command {
 enum Rest {
     Nothing,
     /// Of the current packet, and whether another one goes on with it.
-    Bytes { left: usize, is_full: bool },
+    Bytes {
+        left: usize,
+        is_full: bool,
+    },
 }
 
 impl Command {
@@ -75,7 +78,11 @@ pub(crate) enum Passed {
 }
 
 /// Passes on what was not held. An error is the client's.
-pub(crate) async fn pass_rest(command: &mut Command, client: &mut Wire, member: &mut Wire) -> io::Result<Passed> {
+pub(crate) async fn pass_rest(
+    command: &mut Command,
+    client: &mut Wire,
+    member: &mut Wire,
+) -> io::Result<Passed> {
     let mut total = command.packet.len() as u64;
     while let Rest::Bytes { left, is_full } = command.rest {
         if left == 0 {

@@ -62,7 +62,8 @@ pub(crate) async fn join(ways: &Ways, site: &SiteName, epoch: u64) -> Result<Joi
         (Reach::Cell, Some(part)) => way_to_member(part, site, epoch)?,
         (Reach::Cell, None) => return Err("this server has no part in the cell yet".to_owned()),
     };
-    let entered = ways.fences.enter(site, epoch).ok_or_else(|| format!("epoch {epoch} of site {site} is over"))?;
+    let entered =
+        ways.fences.enter(site, epoch).ok_or_else(|| format!("epoch {epoch} of site {site} is over"))?;
     let stream =
         way.connect().await.map_err(|error| format!("the pool member cannot be reached: {error}"))?;
     Ok(Joined { stream, entered })

@@ -43,7 +43,12 @@ impl Openings {
     }
 
     /// Ends when the writer may be used; whoever comes meanwhile waits for the same opening.
-    pub(crate) async fn open(&self, site: &SiteName, writer: &RoutedWriter, shape: &Shape) -> Result<(), String> {
+    pub(crate) async fn open(
+        &self,
+        site: &SiteName,
+        writer: &RoutedWriter,
+        shape: &Shape,
+    ) -> Result<(), String> {
         let opening = {
             let mut epochs = self.epochs.borrow_mut();
             let known = epochs.entry(site.clone()).or_insert_with(|| (writer.epoch, Rc::default()));
@@ -83,8 +88,7 @@ impl Openings {
     }
 
     async fn catch_up(&self, site: &SiteName, writer: &RoutedWriter, shape: &Shape) -> Result<(), String> {
-        let mut backend =
-            self.warm.take(site, writer, shape).await.map_err(|error| error.to_string())?;
+        let mut backend = self.warm.take(site, writer, shape).await.map_err(|error| error.to_string())?;
         let said = backend.query(CATCH_UP).await.map_err(|error| error.to_string())?;
         match said.error {
             None => {

@@ -18,10 +18,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kopek_core::part::site_loopback;
 use kopek_core::SiteName;
 use kopek_core::desired::Database;
 use kopek_core::part::RoutedWriter;
+use kopek_core::part::site_loopback;
 use kopek_statement::Dialect;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
@@ -124,9 +124,10 @@ impl End {
     fn error(&self, site: &SiteName) -> Option<ServerError> {
         match self {
             End::NoWriter => Some(ServerError::new(
-                1053,
+                // "WSREP has not yet prepared node for application use": what a pool says without a majority.
+                1047,
                 b"08S01",
-                format!("Kopek: site {site} has no database writer at the moment; try again soon"),
+                format!("There is no database writer for site {site} now"),
             )),
             End::TooMany { .. } => Some(too_many(site)),
             End::Refused(error) => Some(error.clone()),
@@ -136,7 +137,7 @@ impl End {
 }
 
 fn too_many(site: &SiteName) -> ServerError {
-    ServerError::new(1040, b"08004", format!("Too many connections of site {site} on this server"))
+    ServerError::new(1040, b"08004", format!("Too many connections of site {site}"))
 }
 
 /// From accepting to closing.
@@ -194,7 +195,8 @@ impl Session {
         };
         // Usually the next client is as the last one: then it gets its backend's own number in the greeting.
         let likely = sites.writer(&site).and_then(|writer| sites.warm.take_likely(&site, &writer));
-        let thread = likely.as_ref().map_or_else(|| rand::random::<u32>() | 1 << 31, |backend| backend.thread);
+        let thread =
+            likely.as_ref().map_or_else(|| rand::random::<u32>() | 1 << 31, |backend| backend.thread);
         let arrived = greet(client, &facts, thread, &sites.ways.tls).await;
         let give_back = |backend| sites.warm.keep(&site, backend);
         let mut arrived = match arrived {
@@ -256,7 +258,9 @@ impl Session {
                 && let Err(error) = session.use_schema(&schema).await
             {
                 arrived.refuse(&error).await?;
-                return Err(LoginError::Denied { user: String::from_utf8_lossy(&session.login.user).into_owned() });
+                return Err(LoginError::Denied {
+                    user: String::from_utf8_lossy(&session.login.user).into_owned(),
+                });
             }
             arrived.wire.send(&ok_packet(arrived.sequence, facts.status)).await?;
         }
@@ -353,8 +357,7 @@ impl Session {
         let ways = &self.sites.ways;
         let is_current = self.sites.writer(&self.site).is_some_and(|writer| is_same(&writer, &old.writer));
         if is_current
-            && let Ok(Ok(newer)) =
-                timeout(GRACE, Backend::greeted(ways, &self.site, &old.writer)).await
+            && let Ok(Ok(newer)) = timeout(GRACE, Backend::greeted(ways, &self.site, &old.writer)).await
             && newer.thread > old.thread
         {
             return Err(End::ClosedByMember);
@@ -547,7 +550,11 @@ async fn first_facts(
 }
 
 /// An account that is not the site's own: the member judges, over a connection of its own.
-async fn log_in_foreign(sites: &Rc<Sites>, site: &SiteName, arrived: &mut Arrived) -> Result<Backend, LoginError> {
+async fn log_in_foreign(
+    sites: &Rc<Sites>,
+    site: &SiteName,
+    arrived: &mut Arrived,
+) -> Result<Backend, LoginError> {
     let opening = async {
         loop {
             if let Some(writer) = sites.writer(site)

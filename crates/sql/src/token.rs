@@ -62,9 +62,7 @@ impl Token {
 
     pub(crate) fn write(&self) -> String {
         let Token { site, row, value } = self;
-        format!(
-            "INSERT INTO kopek.site_{site} VALUES ({row},{value}) ON DUPLICATE KEY UPDATE token={value}"
-        )
+        format!("INSERT INTO kopek.site_{site} VALUES ({row},{value}) ON DUPLICATE KEY UPDATE token={value}")
     }
 
     /// Gives one row if the transaction was committed.

@@ -208,9 +208,8 @@ impl Warm {
                         && waiting.backend.wire.is_quiet()
                 });
                 let last = set.waiting.last().map(|waiting| waiting.since);
-                set.waiting.retain(|waiting| {
-                    waiting.since.elapsed() < WAITS_AT_MOST || Some(waiting.since) == last
-                });
+                set.waiting
+                    .retain(|waiting| waiting.since.elapsed() < WAITS_AT_MOST || Some(waiting.since) == last);
             }
         }
     }

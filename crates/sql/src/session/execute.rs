@@ -143,7 +143,9 @@ impl Session {
         let text = command.body();
         let prefix = format!("kopek{}.", self.number);
         let other = match self.row_count {
-            Some(rows) if reading.marks.contains(Marks::ROW_COUNT) => with_row_count(text, self.dialect(), rows),
+            Some(rows) if reading.marks.contains(Marks::ROW_COUNT) => {
+                with_row_count(text, self.dialect(), rows)
+            }
             _ => adapted(text, reading, self.dialect(), &prefix),
         };
         if let Some(other) = other
@@ -239,7 +241,9 @@ impl Session {
                     self.status = status.unwrap_or(self.status);
                     Outcome::Sure
                 }
-                Ok(Said { error: Some(code), .. }) if is_passing(code) && passing < PASSING_MAX && shown.is_nothing() => {
+                Ok(Said { error: Some(code), .. })
+                    if is_passing(code) && passing < PASSING_MAX && shown.is_nothing() =>
+                {
                     passing += 1;
                     Outcome::Again
                 }
@@ -345,7 +349,9 @@ impl Session {
         let mut passing = 0;
         for _ in 0..TRIES_MAX {
             match self.ready().await {
-                Err(End::RolledBack) if !shown.is_nothing() => return Err(lost("its transaction went another way")),
+                Err(End::RolledBack) if !shown.is_nothing() => {
+                    return Err(lost("its transaction went another way"));
+                }
                 other => other?,
             }
             let commit = self.commit_token(&work);
@@ -398,7 +404,12 @@ impl Session {
         Err(lost("every other writer was lost too"))
     }
 
-    async fn try_once(&mut self, work: &mut Work, commit: Option<Token>, shown: &mut Shown) -> Result<Ending, End> {
+    async fn try_once(
+        &mut self,
+        work: &mut Work,
+        commit: Option<Token>,
+        shown: &mut Shown,
+    ) -> Result<Ending, End> {
         if let Some(token) = commit {
             let mut together = command_packet(command::QUERY, token.write().as_bytes());
             together.put_slice(work.packet());
@@ -665,5 +676,6 @@ fn lost(why: &str) -> End {
 
 /// COM_STMT_EXECUTE's flags ask for a cursor.
 fn opens_cursor(work: &Work) -> bool {
-    work.command.kind() == command::STMT_EXECUTE && work.packet().get(HEADER + 5).is_some_and(|flags| *flags != 0)
+    work.command.kind() == command::STMT_EXECUTE
+        && work.packet().get(HEADER + 5).is_some_and(|flags| *flags != 0)
 }

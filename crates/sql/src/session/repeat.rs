@@ -83,7 +83,9 @@ impl Session {
                     self.sites.warm.give_back(&self.site, backend, crate::warm::Left::Usual);
                     return Ok(fate);
                 }
-                Err(error) => debug!(site = %self.site, %error, "asking for a commit's fate failed; trying on"),
+                Err(error) => {
+                    debug!(site = %self.site, %error, "asking for a commit's fate failed; trying on")
+                }
             }
             sleep(RETRY_AFTER).await;
         }
@@ -91,7 +93,12 @@ impl Session {
 }
 
 /// Whether the answer was the one that the client has seen.
-async fn repeat_one(backend: &mut Backend, packet: &[u8], done: &Done, is_first: bool) -> std::io::Result<bool> {
+async fn repeat_one(
+    backend: &mut Backend,
+    packet: &[u8],
+    done: &Done,
+    is_first: bool,
+) -> std::io::Result<bool> {
     // The first one opens the transaction and has no time.
     if !is_first {
         backend.query(&pinned(done)).await?;

@@ -5,16 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kopek_core::config::{Dirs, SQL_PORT, ServerConfig};
 use kopek_core::desired::Database;
 use kopek_core::part::{RoutedWriter, SqlListener, SqlPart, SqlSite};
 use kopek_core::{InstanceId, ServerId, SiteName};
-use kopek_link::{CellAuthority, Csr, DialError, Identity, Parts, Preamble, dial_stream};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use kopek_link::{CellAuthority, Csr, Identity, Parts};
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
@@ -112,6 +110,12 @@ impl Member {
         self.folder.path().join("root.sock")
     }
 
+    /// As after the loss of its process: kill -9 and a new start on the same data.
+    pub async fn restarted(mut self) -> Member {
+        self.process.kill().await.unwrap();
+        self.started().await
+    }
+
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
@@ -127,7 +131,6 @@ impl Member {
         ))
         .await
     }
-}
 }
 
 /// The answer, or the client's complaint.
@@ -241,6 +244,12 @@ impl Server {
             Some((number, epoch)) if number == self.number => self.part.writes_for.insert(site(name), epoch),
             _ => self.part.writes_for.remove(&site(name)),
         };
+        self.agent.publish(self.part.clone());
+    }
+
+    /// Tells only where its member listens now.
+    pub fn member_is(&mut self, member: &Member) {
+        self.part.member = Some(member.address());
         self.agent.publish(self.part.clone());
     }
 
