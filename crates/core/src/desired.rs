@@ -143,8 +143,7 @@ pub struct Database {
 }
 
 /// MariaDB's own and ours. A site that owned `mysql` would own the pool.
-const DATABASES_RESERVED: [&str; 5] =
-    ["mysql", "information_schema", "performance_schema", "sys", "kopek"];
+const DATABASES_RESERVED: [&str; 5] = ["mysql", "information_schema", "performance_schema", "sys", "kopek"];
 /// MariaDB's limits, in characters.
 const DATABASE_NAME_MAX: usize = 64;
 const DATABASE_USER_MAX: usize = 128;

@@ -48,7 +48,8 @@ const VALUE_OF_THE_MOMENT: Marks = Marks::SUBQUERY
 pub(crate) fn effect_of(reading: &Reading) -> Effect {
     let marks = reading.marks;
     let effect = |repeat, stays| Effect { repeat, stays, needs_files: repeat != Repeat::Freely };
-    if marks.intersects(Marks::MULTI | Marks::HIDDEN_TEXT | Marks::UNFINISHED) {
+    let is_hidden = marks.contains(Marks::HIDDEN_TEXT) && reading.kind != Kind::Prepare;
+    if is_hidden || marks.intersects(Marks::MULTI | Marks::UNFINISHED) {
         return effect(Repeat::Never, Stays::Stuck("several statements in one, or a text that is not seen"));
     }
     if marks.contains(Marks::LOCK_FUNCTION) {
@@ -130,6 +131,7 @@ mod tests {
             ("START TRANSACTION", Repeat::Freely, Stays::Nothing),
             ("COMMIT", Repeat::Commit, Stays::Nothing),
             ("USE blog", Repeat::Freely, Stays::Schema),
+            ("PREPARE s FROM 'SELECT 1'", Repeat::Freely, Stays::Setting),
         ] {
             assert_eq!(of(text), (repeat, stays), "{text}");
         }

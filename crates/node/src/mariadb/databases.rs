@@ -121,7 +121,9 @@ async fn find(
     let database = &assigned.database;
     let (name, user) = (&database.name, &database.user);
     let table = format!("site_{}", assigned.number);
-    let rows = client.rows(ASK, (&database.password, name, user, host, pattern, user, host, TOKENS, user, host, table)).await?;
+    let rows = client
+        .rows(ASK, (&database.password, name, user, host, pattern, user, host, TOKENS, user, host, table))
+        .await?;
     let row = rows.into_iter().next().expect("a SELECT without FROM gives one row");
     let (hash, databases, stored, grants, tokens): (String, u64, Option<String>, u64, u64) =
         mysql_async::from_row_opt(row).map_err(|_| ClientError::Odd)?;

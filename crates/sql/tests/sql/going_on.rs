@@ -20,8 +20,22 @@ struct Talk {
 impl Talk {
     fn begin(socket: &Path) -> Talk {
         let mut command = tokio::process::Command::new("mariadb");
-        command.args(["--no-defaults", "-N", "-B", "--unbuffered", "--skip-reconnect", "-ublog", "-psecret", "-S"]);
-        command.arg(socket).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.args([
+            "--no-defaults",
+            "-N",
+            "-B",
+            "--unbuffered",
+            "--skip-reconnect",
+            "-ublog",
+            "-psecret",
+            "-S",
+        ]);
+        command
+            .arg(socket)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         Talk { child, to, from: BufReader::new(from).lines() }
@@ -29,8 +43,12 @@ impl Talk {
 
     /// Statements of which the last one gives one row.
     async fn ask(&mut self, statements: &str) -> String {
-        self.to.write_all(format!("{statements};\n").as_bytes()).await.unwrap();
-        let line = timeout(SOON, self.from.next_line()).await.unwrap_or_else(|_| panic!("no answer to {statements}"));
+        if self.to.write_all(format!("{statements};\n").as_bytes()).await.is_err() {
+            return "the end".to_owned();
+        }
+        let line = timeout(SOON, self.from.next_line())
+            .await
+            .unwrap_or_else(|_| panic!("no answer to {statements}"));
         line.unwrap().unwrap_or_else(|| "the end".to_owned())
     }
 
@@ -50,7 +68,8 @@ async fn when_the_writer_changes_its_sessions_go_on_at_the_new_one_and_others_ar
         server.learns("blog", Some((1, 1)));
         server.learns("shop", Some((1, 1)));
     }
-    let (here, there, other) = (s1.listens("blog.1").await, s2.listens("blog.2").await, s1.listens("shop.1").await);
+    let (here, there, other) =
+        (s1.listens("blog.1").await, s2.listens("blog.2").await, s1.listens("shop.1").await);
     let _sessions = [long_statement(&here), long_statement(&there)];
     let mut others = client_command(&other, "shop", "SELECT SLEEP(600)").spawn().unwrap();
     until("both sessions run on m1", async || m1.sleepers_of("blog").await == "2").await;
@@ -79,12 +98,15 @@ async fn a_session_brings_its_settings_and_its_open_transaction_to_the_new_write
     s1.learns("blog", Some((1, 1)));
     s2.learns("blog", Some((1, 1)));
     let mut talk = Talk::begin(&s1.listens("blog.1").await);
-    talk.ask("SET @a = 5, SESSION sql_mode = 'ANSI'; USE blog; PREPARE s FROM 'SELECT id, v, \'s\' FROM t WHERE id = ?'; SELECT 1").await;
+    talk.ask("SET @a = 5, SESSION sql_mode = 'ANSI'; USE blog; PREPARE s FROM 'SELECT id, v, ''s'' FROM t WHERE id = ?'; SELECT 1").await;
     talk.ask("BEGIN; INSERT INTO t (v) VALUES (2); UPDATE t SET v = v + 1 WHERE id = 7; SELECT v FROM t WHERE id = 7").await;
     drop(m1);
     s2.learns("blog", Some((2, 2)));
     s1.learns("blog", Some((2, 2)));
-    assert_eq!(talk.ask("SELECT LAST_INSERT_ID(), @a, @@sql_mode LIKE '%ANSI_QUOTES%', DATABASE()").await, "8\t5\t1\tblog");
+    assert_eq!(
+        talk.ask("SELECT LAST_INSERT_ID(), @a, @@sql_mode LIKE '%ANSI_QUOTES%', DATABASE()").await,
+        "8\t5\t1\tblog"
+    );
     assert_eq!(m2.root("SELECT COUNT(*) FROM blog.t").await, "1", "not committed yet");
     talk.ask("COMMIT; SELECT 1").await;
     assert_eq!(m2.root("SELECT id, v FROM blog.t ORDER BY id").await, "7\t2\n8\t2");
@@ -134,7 +156,7 @@ async fn writes_that_are_under_way_when_the_member_dies_take_place_once_and_nobo
     const CLIENTS: usize = 4;
     const WRITES: usize = 120;
     let (cell, mut member) = (Cell::new(), Member::new("m1").await);
-    member.root("CREATE TABLE blog.n (id INT AUTO_INCREMENT PRIMARY KEY, v INT)").await;
+    member.root("CREATE TABLE blog.n (k UUID PRIMARY KEY DEFAULT UUID(), v INT)").await;
     let mut s1 = cell.server(1).await.with_member(&member).with_instance("blog.1");
     s1.learns("blog", Some((1, 1)));
     let socket = s1.listens("blog.1").await;
@@ -181,7 +203,8 @@ async fn a_writer_that_is_relieved_cuts_those_who_have_not_heard_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_that_comes_back_in_a_later_epoch_has_no_connections_of_the_earlier_one() {
-    const WHICH: &str = "SELECT id FROM information_schema.processlist WHERE user = 'blog' AND info LIKE '%SLEEP(%'";
+    const WHICH: &str =
+        "SELECT id FROM information_schema.processlist WHERE user = 'blog' AND info LIKE '%SLEEP(%'";
     let (cell, member) = (Cell::new(), Member::new("m1").await);
     let mut s1 = cell.server(1).await.with_member(&member).with_instance("blog.1");
     s1.learns("blog", Some((1, 1)));

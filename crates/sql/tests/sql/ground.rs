@@ -199,6 +199,9 @@ pub struct Server {
 
 impl Server {
     pub fn start(&mut self) {
+        // Shown with a test that fails.
+        let _ =
+            tracing_subscriber::fmt().with_env_filter("debug").with_ansi(false).with_test_writer().try_init();
         let (number, address) = (self.number, address(self.number));
         let text = format!("name = \"s{number}\"\naddress = \"{address}\"\ninterface = \"lo\"\n");
         let config = ServerConfig::parse(&text, Path::new("kopek.toml")).unwrap();
@@ -247,19 +250,12 @@ impl Server {
         self.agent.publish(self.part.clone());
     }
 
-    /// Tells only where its member listens now.
-    pub fn member_is(&mut self, member: &Member) {
-        self.part.member = Some(member.address());
-        self.agent.publish(self.part.clone());
-    }
-
     pub async fn listens(&self, instance: &str) -> PathBuf {
         let socket = self.socket(instance);
         until("the socket is there", async || UnixStream::connect(&socket).await.is_ok()).await;
         socket
     }
 }
-
 
 /// A statement that ends only when its connection does.
 pub fn long_statement(socket: &Path) -> Child {

@@ -75,7 +75,10 @@ async fn a_connection_that_waited_in_vain_gets_an_error_with_the_sites_name() {
     let socket = s1.listens("blog.1").await;
     let start = Instant::now();
     let complaint = client(&socket, "blog", "SELECT 1").await.unwrap_err();
-    assert!(complaint.contains("1047") && complaint.contains("no database writer for site blog now"), "{complaint}");
+    assert!(
+        complaint.contains("1047") && complaint.contains("no database writer for site blog now"),
+        "{complaint}"
+    );
     let waited = start.elapsed();
     assert!((9..13).contains(&waited.as_secs()), "{waited:?}");
 }

@@ -2,7 +2,7 @@
 
 use tokio::time::timeout;
 
-use crate::ground::{Cell, Member, SOON, Server, client, client_command, answer_of};
+use crate::ground::{Cell, Member, SOON, Server, answer_of, client, client_command};
 
 async fn site_of(member: &Member) -> (Cell, Server, std::path::PathBuf) {
     let cell = Cell::new();
@@ -63,7 +63,11 @@ async fn a_wrong_password_is_refused_in_mariadbs_words_and_a_right_one_is_not_as
     let mut command = client_command(&socket, "blog", "SELECT 1");
     command.arg("-pwrong");
     let refused = answer_of(timeout(SOON, command.output()).await.unwrap().unwrap()).unwrap_err();
-    assert!(refused.contains("ERROR 1045 (28000): Access denied for user 'blog'@'127.1.0.5' (using password: YES)"), "{refused}");
+    assert!(
+        refused
+            .contains("ERROR 1045 (28000): Access denied for user 'blog'@'127.1.0.5' (using password: YES)"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,7 +83,10 @@ async fn tls_and_compression_and_a_clients_file_work() {
     }
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "one\ntwo\n").unwrap();
-    let load = format!("LOAD DATA LOCAL INFILE '{}' INTO TABLE blog.who; SELECT COUNT(*) FROM blog.who", file.path().display());
+    let load = format!(
+        "LOAD DATA LOCAL INFILE '{}' INTO TABLE blog.who; SELECT COUNT(*) FROM blog.who",
+        file.path().display()
+    );
     let mut command = client_command(&socket, "blog", &load);
     command.arg("--local-infile=1");
     assert_eq!(answer_of(timeout(SOON, command.output()).await.unwrap().unwrap()).unwrap(), "3");
@@ -91,7 +98,8 @@ async fn a_packet_of_more_than_sixteen_mebibytes_passes_both_ways() {
     let (_cell, _s1, socket) = site_of(&member).await;
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("big.sql");
-    std::fs::write(&script, format!("SELECT LENGTH('{}'), REPEAT('y', 20000000);", "x".repeat(20_000_000))).unwrap();
+    std::fs::write(&script, format!("SELECT LENGTH('{}'), REPEAT('y', 20000000);", "x".repeat(20_000_000)))
+        .unwrap();
     let mut command = client_command(&socket, "blog", &format!("source {}", script.display()));
     let answer = answer_of(timeout(SOON, command.output()).await.unwrap().unwrap()).unwrap();
     assert!(answer.starts_with("20000000\tyyy") && answer.len() == 20_000_009, "{} bytes", answer.len());
