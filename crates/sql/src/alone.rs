@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::backend::Ways;
 use crate::fence::Fences;
+use crate::lease::Lease;
 use crate::listen::{Listener, accept};
 pub use crate::member::Endpoint;
 use crate::member::Reach;
@@ -66,7 +67,7 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
         let (_part, part) = watch::channel(Some(part));
         let tls = tls.unwrap_or_else(|| identity.open_acceptor());
         let reach = Reach::Alone(Arc::new(endpoints));
-        let ways = Ways { identity, part, fences: Fences::default(), reach, tls };
+        let ways = Ways { identity, part, fences: Fences::default(), lease: Lease::default(), reach, tls };
         let slots = Slots::new(server, 0);
         let sites = Sites::new(ways, slots, Places::new(EACH_SITE_MAX), Places::new(WAITING_MAX));
         spawn_local(sites.warm.clone().sweep());

@@ -18,6 +18,7 @@ use crate::answer::{Answer, Expected, Next, Said};
 use crate::caps::Caps;
 use crate::fence::{Entered, Fences};
 use crate::handshake::{Facts, Greeting, Login, NATIVE, NONCE, native_proof, parse_switch};
+use crate::lease::Lease;
 use crate::member::{Reach, join};
 use crate::packet::{ServerError, command, command_packet, put_packet};
 use crate::relay::notice_dead_peers;
@@ -76,6 +77,7 @@ pub(crate) struct Ways {
     pub(crate) identity: Identity,
     pub(crate) part: Following,
     pub(crate) fences: Fences,
+    pub(crate) lease: Lease,
     pub(crate) reach: Reach,
     /// For clients that want TLS on their own connection.
     pub(crate) tls: TlsAcceptor,
@@ -257,6 +259,11 @@ impl Backend {
 
     pub(crate) fn nonce(&self) -> [u8; NONCE] {
         self.nonce
+    }
+
+    /// Whether the member is of this server, whose lease it then depends on.
+    pub(crate) fn is_leased(&self, ways: &Ways) -> bool {
+        self.entered.is_some() && matches!(ways.reach, Reach::Cell)
     }
 
     /// Whether its epoch was closed on this server.

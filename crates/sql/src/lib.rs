@@ -21,6 +21,7 @@ mod effect;
 mod fence;
 mod handshake;
 mod inbox;
+mod lease;
 mod listen;
 mod login;
 mod member;
@@ -47,6 +48,7 @@ use tokio::sync::watch;
 
 use crate::backend::Ways;
 use crate::fence::Fences;
+use crate::lease::Lease;
 use crate::member::Reach;
 
 /// What the agent said last; nothing before it said anything.
@@ -71,7 +73,7 @@ pub async fn run(dirs: Dirs, config: ServerConfig) -> Result<(), SqlError> {
     let following = follow::<SqlPart>(&dirs);
     let tls = identity.open_acceptor();
     let (part, fences) = (following.part.clone(), Fences::default());
-    let ways = Ways { identity, part, fences, reach: Reach::Cell, tls };
+    let ways = Ways { identity, part, fences, lease: Lease::default(), reach: Reach::Cell, tls };
     let _workers = worker::start(&ways, &config.name).map_err(SqlError::Thread)?;
     relay::serve_peers(ways, peers).await;
     Ok(())

@@ -20,7 +20,7 @@ use crate::warm::{Left, Warm};
 /// The former writer's `sql` lets transactions end for a moment and then cuts them.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// Waits in the member for the write-sets that it has received and not applied yet.
-const CATCH_UP: &str = "SET STATEMENT wsrep_sync_wait=1 FOR SELECT 1";
+pub(crate) const CATCH_UP: &str = "SET STATEMENT wsrep_sync_wait=1 FOR SELECT 1";
 
 pub(crate) struct Openings {
     ways: Ways,

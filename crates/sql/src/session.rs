@@ -504,7 +504,7 @@ async fn until(moment: Option<Instant>) {
 }
 
 /// Of PHP's mysqlnd, for the first connection of all.
-fn first_shape() -> Shape {
+pub(crate) fn first_shape() -> Shape {
     let caps = Caps::LONG_FLAG
         | Caps::PROTOCOL_41
         | Caps::TRANSACTIONS

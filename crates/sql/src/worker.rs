@@ -13,6 +13,7 @@ use tokio::task::spawn_local;
 use tracing::error;
 
 use crate::backend::Ways;
+use crate::lease;
 use crate::listen::{Share, keep_listeners};
 use crate::place::Places;
 use crate::session::{EACH_SITE_MAX, Sites, WAITING_MAX};
@@ -49,6 +50,9 @@ pub(crate) fn start(ways: &Ways, server: &ServerId) -> io::Result<Workers> {
                 Err(error) => return error!(%error, "a worker cannot begin"),
             };
             runtime.block_on(async {
+                if number == 0 {
+                    spawn_local(lease::keep(ways.clone()));
+                }
                 let sites = Sites::new(ways, Slots::new(server, number), sessions, waiting);
                 spawn_local(sites.warm.clone().sweep());
                 tokio::select! {

@@ -7,9 +7,9 @@ use std::pin::pin;
 
 use blake3::Hasher;
 use bytes::{Buf, BytesMut};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{CLIENT_STALL, End, GRACE, Session, until};
+use super::{CLIENT_STALL, End, GRACE, Session, WAIT_LIMIT, until};
 use crate::answer::{Answer, Expected, Next, Said};
 use crate::inbox;
 use crate::transaction::Seen;
@@ -113,6 +113,7 @@ impl Session {
         let Some(backend) = backend else { return Ok(Ending::Lost) };
         let mut answer = Answer::new(expected, backend.shape.caps);
         let was = (backend.writer.server.clone(), backend.writer.epoch);
+        let lease = backend.is_leased(&self.sites.ways).then(|| self.sites.ways.lease.clone());
         let (member, relieved) = backend.split(part.clone(), site);
         let mut relieved = pin!(relieved);
         let mut leave_at: Option<Instant> = None;
@@ -120,6 +121,16 @@ impl Session {
         let mut holds = withhold == Withhold::All;
         loop {
             let (count, next) = answer.take(&member.input);
+            if count > 0
+                && let Some(lease) = &lease
+                && !lease.is_valid()
+            {
+                tokio::select! {
+                    () = lease.valid() => {}
+                    () = &mut relieved, if leave_at.is_none() => return Ok(Ending::Lost),
+                    () = sleep(WAIT_LIMIT) => return Ok(Ending::Lost),
+                }
+            }
             let passing_error = next == Next::Done
                 && shown.is_nothing()
                 && answer.said().error.is_some_and(|code| is_passing(code) || is_leaving(code));
