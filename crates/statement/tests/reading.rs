@@ -126,6 +126,42 @@ fn names_of_locks_get_a_prefix_and_the_column_keeps_its_name() {
 }
 
 #[test]
+fn an_item_that_holds_a_call_is_named_by_its_old_text() {
+    let lock = "GET_LOCK('a',1)";
+    let new = "GET_LOCK(CONCAT('s1:',MD5(LOWER('a'))),1)";
+    let named = |text: &str| changed(&text.replace("LOCK", lock)).replace(new, "LOCK").replace(lock, "lock");
+    for (text, expected) in [
+        ("SELECT 1 + LOCK, 2", "SELECT 1 + LOCK AS `1 + lock`, 2"),
+        ("SELECT (LOCK) = 1 FROM t", "SELECT (LOCK) = 1 AS `(lock) = 1` FROM t"),
+        ("SELECT DISTINCT SQL_NO_CACHE LOCK LIMIT 1", "SELECT DISTINCT SQL_NO_CACHE LOCK AS `lock` LIMIT 1"),
+        ("SELECT `a` + LOCK", "SELECT `a` + LOCK AS ```a`` + lock`"),
+        ("SELECT (SELECT LOCK)", "SELECT (SELECT LOCK AS `lock`) AS `(SELECT lock)`"),
+        ("SELECT LOCK x, LOCK AS y, LOCK 'z', LOCK + 1 value", ""),
+        (
+            "SELECT CASE WHEN LOCK THEN 1 END",
+            "SELECT CASE WHEN LOCK THEN 1 END AS `CASE WHEN lock THEN 1 END`",
+        ),
+        ("SELECT LOCK end", ""),
+        ("SELECT LOCK day", ""),
+        ("SELECT a + INTERVAL LOCK DAY", "SELECT a + INTERVAL LOCK DAY AS `a + INTERVAL lock DAY`"),
+        ("SELECT a + INTERVAL LOCK DAY day", ""),
+        ("SELECT LOCK LIKE 'x'", "SELECT LOCK LIKE 'x' AS `lock LIKE 'x'`"),
+        ("SELECT LOCK /* c */ IS NULL", "SELECT LOCK /* c */ IS NULL AS `lock /* c */ IS NULL`"),
+        ("SELECT 'a' 'b', LOCK + 'a' 'b'", "SELECT 'a' 'b', LOCK + 'a' 'b' AS `lock + 'a' 'b'`"),
+        ("SELECT LOCK + '\u{1f600}'", "SELECT LOCK + '\u{1f600}' AS `lock + '?'`"),
+        (
+            "INSERT INTO t (a) VALUES (1) RETURNING LOCK",
+            "INSERT INTO t (a) VALUES (1) RETURNING LOCK AS `lock`",
+        ),
+        ("SELECT 1; SELECT LOCK; SELECT 2", "SELECT 1; SELECT LOCK AS `lock`; SELECT 2"),
+        ("UPDATE t SET a = LOCK WHERE LOCK", ""),
+    ] {
+        let expected = if expected.is_empty() { text } else { expected };
+        assert_eq!(named(text), expected);
+    }
+}
+
+#[test]
 fn row_count_becomes_a_literal_under_its_own_name() {
     let with =
         |text: &str| with_row_count(text.as_bytes(), plain(), 3).map(|b| String::from_utf8(b).unwrap());
@@ -143,8 +179,18 @@ fn tables_become_innodb_and_have_a_key() {
         ("CREATE TABLE t (a INT NOT NULL, UNIQUE (a)) ENGINE=InnoDB", "as it is".to_owned()),
         ("CREATE TABLE t (a INT, UNIQUE (a))", format!("CREATE TABLE t (a INT, UNIQUE (a){ROW})")),
         (
-            "CREATE TABLE t (a INT PRIMARY KEY) TYPE=MyISAM",
-            "CREATE TABLE t (a INT PRIMARY KEY) TYPE=InnoDB".to_owned(),
+            "CREATE TABLE t (a INT PRIMARY KEY) ENGINE='MyISAM', ROW_FORMAT=FIXED",
+            "CREATE TABLE t (a INT PRIMARY KEY) ENGINE=InnoDB, ROW_FORMAT=DEFAULT".to_owned(),
+        ),
+        (
+            "CREATE TABLE t (a INT PRIMARY KEY) ENGINE `memory`",
+            "CREATE TABLE t (a INT PRIMARY KEY) ENGINE InnoDB".to_owned(),
+        ),
+        ("CREATE TABLE t (a INT) ENGINE=CONNECT TABLE_TYPE=CSV", "as it is".to_owned()),
+        ("CREATE TABLE t (a INT PRIMARY KEY) TYPE=MyISAM", "as it is".to_owned()),
+        (
+            "CREATE TABLE d.t ENGINE=Aria SELECT 1",
+            format!("CREATE TABLE d.t ({}) ENGINE=InnoDB SELECT 1", &ROW[2..]),
         ),
         (
             "CREATE TABLE t (g INT, a INT AUTO_INCREMENT, PRIMARY KEY (g, a)) ENGINE MyISAM",
@@ -152,7 +198,8 @@ fn tables_become_innodb_and_have_a_key() {
                 .to_owned(),
         ),
         ("CREATE TABLE t LIKE u", "as it is".to_owned()),
-        ("CREATE TABLE t SELECT 1", "as it is".to_owned()),
+        ("CREATE TABLE t (LIKE u)", "as it is".to_owned()),
+        ("CREATE TABLE t (SELECT 1)", format!("CREATE TABLE t ({}) (SELECT 1)", &ROW[2..])),
         ("CREATE TEMPORARY TABLE t (a INT) ENGINE=MEMORY", "as it is".to_owned()),
         ("CREATE SEQUENCE t", "as it is".to_owned()),
         ("ALTER TABLE t ENGINE=MyISAM", "ALTER TABLE t ENGINE=InnoDB".to_owned()),
@@ -162,6 +209,38 @@ fn tables_become_innodb_and_have_a_key() {
         ),
     ] {
         assert_eq!(changed(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn the_row_key_goes_when_the_table_gets_its_own() {
+    for clause in [
+        "ADD PRIMARY KEY (a)",
+        "ADD CONSTRAINT x PRIMARY KEY (a)",
+        "ADD c DECIMAL(5,2) PRIMARY KEY",
+        "ADD c INT KEY",
+        "ADD (b INT, c INT PRIMARY KEY)",
+        "ADD COLUMN (c INT, PRIMARY KEY (c))",
+        "MODIFY a INT NOT NULL AUTO_INCREMENT PRIMARY KEY",
+        "CHANGE a b ENUM('x','y') PRIMARY KEY FIRST",
+    ] {
+        let expected =
+            format!("ALTER TABLE t DROP b, DROP COLUMN IF EXISTS `kopek_row`, {clause}, ADD KEY (d)");
+        assert_eq!(changed(&format!("ALTER TABLE t DROP b, {clause}, ADD KEY (d)")), expected);
+    }
+    for clause in [
+        "ADD KEY (a)",
+        "ADD KEY k (a)",
+        "ADD UNIQUE KEY (a)",
+        "ADD c INT UNIQUE KEY",
+        "ADD FULLTEXT KEY (a)",
+        "ADD FOREIGN KEY (a) REFERENCES u (a)",
+        "ADD c INT COMMENT 'PRIMARY KEY'",
+        "ADD `primary` INT",
+        "DROP PRIMARY KEY",
+        "PARTITION BY KEY (a)",
+    ] {
+        assert_eq!(changed(&format!("ALTER TABLE t {clause}")), "as it is", "{clause}");
     }
 }
 
