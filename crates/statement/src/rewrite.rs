@@ -28,10 +28,11 @@ impl Edit {
 /// What must be another text so that it works on a pool of Galera members shared by sites. None: as it is.
 ///
 /// - `CREATE TABLE` and `ALTER TABLE`: see `table.rs`.
-/// - The name of a user-level lock becomes `CONCAT('prefix',MD5(LOWER(name)))` in GET_LOCK, RELEASE_LOCK,
-///   IS_FREE_LOCK and IS_USED_LOCK. A hash, because a name may have 64 characters and the prefix needs some of
-///   them; of the lower case, because MariaDB's lock names have no case. The name is evaluated once, also when
-///   it is a `?`. Lost: the error for an empty name and for one of more than 64 characters.
+/// - The name of a user-level lock becomes `CONCAT('prefix',MD5(name))` in GET_LOCK, RELEASE_LOCK, IS_FREE_LOCK
+///   and IS_USED_LOCK. A hash, because a name may have 192 bytes and the prefix needs some of them. It tells
+///   apart what 10.11 tells apart: MariaDB compares lock names byte by byte, also A and a, whatever its
+///   documentation says. The name is evaluated once, also when it is a `?`. Lost: an empty name is NULL and a
+///   longer one or a number an error; here they are names.
 ///   `lock_prefix`: at most 32 characters, no quote and no backslash.
 /// - Select items with such a call keep their column names: see `item.rs`.
 ///
@@ -50,9 +51,9 @@ pub fn adapted(text: &[u8], reading: &Reading, dialect: Dialect, lock_prefix: &s
         if reading.marks.contains(Marks::LOCK_FUNCTION) {
             let found = calls(statement, text, names_a_lock);
             for call in found.calls {
-                let before = format!("CONCAT('{lock_prefix}',MD5(LOWER(");
+                let before = format!("CONCAT('{lock_prefix}',MD5(");
                 edits.push(Edit::insert(call.arguments_start, before));
-                edits.push(Edit::insert(call.first_argument_end, ")))".to_owned()));
+                edits.push(Edit::insert(call.first_argument_end, "))".to_owned()));
             }
             edits.extend(found.aliases);
         }
@@ -75,7 +76,8 @@ pub fn with_row_count(text: &[u8], dialect: Dialect, rows: i64) -> Option<Vec<u8
     for statement in tokens.split(|token| token.is(b';')) {
         let found = calls(statement, text, |word| word == Word::RowCount);
         for call in found.calls {
-            let with = format!("CAST({rows} AS SIGNED)");
+            // As wide as ROW_COUNT() is: MariaDB takes the type, here BIGINT(21), from the string's length.
+            let with = format!("CAST('{rows:>21}' AS SIGNED)");
             edits.push(Edit { start: call.start, end: call.end, with });
         }
         edits.extend(found.aliases);
@@ -90,7 +92,10 @@ fn apply(text: &[u8], mut edits: Vec<Edit>) -> Option<Vec<u8>> {
     edits.sort_by_key(|edit| edit.start);
     let (mut out, mut at) = (Vec::with_capacity(text.len() + 64 * edits.len()), 0);
     for edit in edits {
-        assert!(at <= edit.start, "edits overlap at {at}");
+        // As in ROW_COUNT(ROW_COUNT()): only what MariaDB refuses can make two of them meet.
+        if edit.start < at {
+            return None;
+        }
         out.extend_from_slice(&text[at..edit.start]);
         out.extend_from_slice(edit.with.as_bytes());
         at = edit.end;

@@ -14,7 +14,8 @@
 //! A table without PRIMARY KEY or NOT NULL UNIQUE gets the invisible column `kopek_row`, a UUID: not an
 //! AUTO_INCREMENT, since a table has only one, dumps of phpMyAdmin add theirs in a later ALTER TABLE, and the
 //! client would see its value as insert id. An ALTER TABLE that makes a primary key drops it again; on a table
-//! that has no such column this adds note 1091 to the statement's warnings.
+//! that has no such column this adds note 1091 to the statement's warnings. A dump that makes `kopek_row` in
+//! CREATE TABLE and its key in ALTER TABLE, as phpMyAdmin writes it, is left as it is.
 //!
 //! Left alone: TEMPORARY tables (they do not replicate), CREATE TABLE … LIKE (the original has its key),
 //! partitioned tables without a key (a primary key must hold the partition's columns), ALTER TABLE … DROP
@@ -24,6 +25,7 @@ use crate::lex::{Sort, Token};
 use crate::rewrite::Edit;
 use crate::word::{Word, word_of};
 
+const ROW_KEY_NAME: &str = "kopek_row";
 const ROW_KEY: &str = "`kopek_row` UUID NOT NULL DEFAULT UUID() INVISIBLE PRIMARY KEY";
 
 /// `statement`: the tokens of one statement.
@@ -72,7 +74,7 @@ fn create(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
         return;
     };
     let columns = Columns::of(inner, text);
-    if gets_key && !columns.has_row_key() {
+    if gets_key && !columns.has_row_key() && !columns.names.iter().any(|name| name == ROW_KEY_NAME) {
         edits.push(Edit::insert(close.start, format!(", {ROW_KEY}")));
     }
     // MyISAM counts within the first column of a key; InnoDB counts over the table and wants its own key.
@@ -100,7 +102,8 @@ fn alter(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
             token.sort == Sort::Word && matches!(token.word, Word::Add | Word::Modify | Word::Change)
         };
         let Some(verb) = clause.iter().position(is_verb) else { continue };
-        if makes_primary_key(&clause[verb..]) {
+        let is_row_key = |token: &Token| token.is_name() && bare(token, text) == ROW_KEY_NAME;
+        if makes_primary_key(&clause[verb..]) && !clause.iter().any(is_row_key) {
             let with = "DROP COLUMN IF EXISTS `kopek_row`, ".to_owned();
             edits.push(Edit::insert(clause[verb].start, with));
             return;
@@ -202,6 +205,7 @@ fn engine_of(value: &Token, text: &[u8]) -> Engine {
 /// What the list of columns and keys says about keys.
 #[derive(Default)]
 struct Columns {
+    names: Vec<String>,
     has_primary: bool,
     not_null: Vec<String>,
     /// The columns of each UNIQUE.
@@ -255,6 +259,7 @@ impl Columns {
     }
 
     fn column(&mut self, name: String, words: &[Token]) {
+        self.names.push(name.clone());
         let mut before = Word::Other;
         let mut depth = 0;
         let mut is_unique = false;

@@ -115,12 +115,12 @@ fn changed(text: &str) -> String {
 fn names_of_locks_get_a_prefix_and_the_column_keeps_its_name() {
     assert_eq!(
         changed("SELECT GET_LOCK('a', 1), 2"),
-        "SELECT GET_LOCK(CONCAT('s1:',MD5(LOWER('a'))), 1) AS `GET_LOCK('a', 1)`, 2"
+        "SELECT GET_LOCK(CONCAT('s1:',MD5('a')), 1) AS `GET_LOCK('a', 1)`, 2"
     );
-    assert_eq!(changed("DO RELEASE_LOCK(?)"), "DO RELEASE_LOCK(CONCAT('s1:',MD5(LOWER(?))))");
+    assert_eq!(changed("DO RELEASE_LOCK(?)"), "DO RELEASE_LOCK(CONCAT('s1:',MD5(?)))");
     assert_eq!(
         changed("SELECT IF(GET_LOCK('a',1), 1, 2) x"),
-        "SELECT IF(GET_LOCK(CONCAT('s1:',MD5(LOWER('a'))),1), 1, 2) x"
+        "SELECT IF(GET_LOCK(CONCAT('s1:',MD5('a')),1), 1, 2) x"
     );
     assert_eq!(changed("SELECT RELEASE_ALL_LOCKS()"), "as it is");
 }
@@ -128,7 +128,7 @@ fn names_of_locks_get_a_prefix_and_the_column_keeps_its_name() {
 #[test]
 fn an_item_that_holds_a_call_is_named_by_its_old_text() {
     let lock = "GET_LOCK('a',1)";
-    let new = "GET_LOCK(CONCAT('s1:',MD5(LOWER('a'))),1)";
+    let new = "GET_LOCK(CONCAT('s1:',MD5('a')),1)";
     let named = |text: &str| changed(&text.replace("LOCK", lock)).replace(new, "LOCK").replace(lock, "lock");
     for (text, expected) in [
         ("SELECT 1 + LOCK, 2", "SELECT 1 + LOCK AS `1 + lock`, 2"),
@@ -165,9 +165,16 @@ fn an_item_that_holds_a_call_is_named_by_its_old_text() {
 fn row_count_becomes_a_literal_under_its_own_name() {
     let with =
         |text: &str| with_row_count(text.as_bytes(), plain(), 3).map(|b| String::from_utf8(b).unwrap());
-    assert_eq!(with("SELECT ROW_COUNT()").unwrap(), "SELECT CAST(3 AS SIGNED) AS `ROW_COUNT()`");
-    assert_eq!(with("SELECT row_count() AS n").unwrap(), "SELECT CAST(3 AS SIGNED) AS n");
+    assert_eq!(
+        with("SELECT ROW_COUNT()").unwrap(),
+        "SELECT CAST('                    3' AS SIGNED) AS `ROW_COUNT()`"
+    );
+    assert_eq!(
+        with("SELECT row_count() AS n").unwrap(),
+        "SELECT CAST('                    3' AS SIGNED) AS n"
+    );
     assert_eq!(with("SELECT 'ROW_COUNT()'"), None);
+    assert_eq!(with("SELECT ROW_COUNT(ROW_COUNT())"), None);
 }
 
 const ROW: &str = ", `kopek_row` UUID NOT NULL DEFAULT UUID() INVISIBLE PRIMARY KEY";
@@ -197,6 +204,7 @@ fn tables_become_innodb_and_have_a_key() {
             "CREATE TABLE t (g INT, a INT AUTO_INCREMENT, PRIMARY KEY (g, a), KEY (`a`)) ENGINE InnoDB"
                 .to_owned(),
         ),
+        ("CREATE TABLE t (a INT, `kopek_row` UUID NOT NULL)", "as it is".to_owned()),
         ("CREATE TABLE t LIKE u", "as it is".to_owned()),
         ("CREATE TABLE t (LIKE u)", "as it is".to_owned()),
         ("CREATE TABLE t (SELECT 1)", format!("CREATE TABLE t ({}) (SELECT 1)", &ROW[2..])),
@@ -237,6 +245,7 @@ fn the_row_key_goes_when_the_table_gets_its_own() {
         "ADD FOREIGN KEY (a) REFERENCES u (a)",
         "ADD c INT COMMENT 'PRIMARY KEY'",
         "ADD `primary` INT",
+        "ADD PRIMARY KEY (`kopek_row`)",
         "DROP PRIMARY KEY",
         "PARTITION BY KEY (a)",
     ] {
