@@ -36,13 +36,13 @@ impl Edit {
 ///   `lock_prefix`: at most 32 characters, no quote and no backslash.
 /// - Select items with such a call keep their column names: see `item.rs`.
 ///
-/// Texts above 4 MiB stay as they are.
+/// Texts above 4 MiB stay as they are, and so do unfinished ones.
 pub fn adapted(text: &[u8], reading: &Reading, dialect: Dialect, lock_prefix: &str) -> Option<Vec<u8>> {
-    if !reading.marks.intersects(Marks::TABLE_DDL | Marks::LOCK_FUNCTION) || text.len() > TEXT_MAX {
+    if !reading.marks.intersects(Marks::TABLE_DDL | Marks::LOCK_FUNCTION) {
         return None;
     }
     assert!(lock_prefix.len() <= 32 && !lock_prefix.contains(['\'', '\\']), "{lock_prefix:?} is no prefix");
-    let tokens: Vec<Token> = Lexer::new(text, dialect).collect();
+    let tokens = tokens_of(text, dialect)?;
     let mut edits = Vec::new();
     for statement in tokens.split(|token| token.is(b';')) {
         if reading.marks.contains(Marks::TABLE_DDL) {
@@ -68,10 +68,7 @@ fn names_a_lock(word: Word) -> bool {
 /// `SELECT ROW_COUNT()` etc. after our own COMMIT: each call becomes a literal of the same type, with the same
 /// column name. None: there is no such call.
 pub fn with_row_count(text: &[u8], dialect: Dialect, rows: i64) -> Option<Vec<u8>> {
-    if text.len() > TEXT_MAX {
-        return None;
-    }
-    let tokens: Vec<Token> = Lexer::new(text, dialect).collect();
+    let tokens = tokens_of(text, dialect)?;
     let mut edits = Vec::new();
     for statement in tokens.split(|token| token.is(b';')) {
         let found = calls(statement, text, |word| word == Word::RowCount);
@@ -83,6 +80,13 @@ pub fn with_row_count(text: &[u8], dialect: Dialect, rows: i64) -> Option<Vec<u8
         edits.extend(found.aliases);
     }
     apply(text, edits)
+}
+
+/// What stands behind an edit must be read as before, so nothing may be open at the end.
+fn tokens_of(text: &[u8], dialect: Dialect) -> Option<Vec<Token>> {
+    let mut lexer = Lexer::new(text, dialect);
+    let tokens = (text.len() <= TEXT_MAX).then(|| lexer.by_ref().collect())?;
+    (!lexer.unfinished).then_some(tokens)
 }
 
 fn apply(text: &[u8], mut edits: Vec<Edit>) -> Option<Vec<u8>> {

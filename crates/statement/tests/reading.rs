@@ -175,6 +175,7 @@ fn row_count_becomes_a_literal_under_its_own_name() {
     );
     assert_eq!(with("SELECT 'ROW_COUNT()'"), None);
     assert_eq!(with("SELECT ROW_COUNT(ROW_COUNT())"), None);
+    assert_eq!(with("SELECT ROW_COUNT() + `a"), None);
 }
 
 const ROW: &str = ", `kopek_row` UUID NOT NULL DEFAULT UUID() INVISIBLE PRIMARY KEY";
@@ -253,6 +254,66 @@ fn the_row_key_goes_when_the_table_gets_its_own() {
     }
 }
 
+fn ansi() -> Dialect {
+    Dialect { ansi_quotes: true, no_backslash_escapes: false }
+}
+
+fn no_escapes() -> Dialect {
+    Dialect { ansi_quotes: false, no_backslash_escapes: true }
+}
+
+#[test]
+fn ansi_quotes_make_a_double_quoted_text_a_name() {
+    let kind_of = |text: &str| read(text.as_bytes(), ansi()).kind;
+    let marks_of = |text: &str| read(text.as_bytes(), ansi()).marks;
+    let shown = |text: &str, dialect| normalised(text.as_bytes(), dialect, 1000);
+    assert_eq!(shown("SELECT \"a\" FROM \"t\"", ansi()), "SELECT a FROM t");
+    assert_eq!(shown("SELECT \"a\"", plain()), "SELECT ?");
+    assert_eq!(shown("SELECT \"select\", `x y`", ansi()), "SELECT `select`, `x y`");
+    assert_eq!(shown("SELECT _utf8\"a\"", plain()), "SELECT ?");
+    // A name knows no backslash, a string does.
+    assert_eq!(marks_of("SELECT \"a\\\"; SELECT 2"), Marks::MULTI);
+    assert_eq!(marks("SELECT \"a\\\"; SELECT 2"), Marks::UNFINISHED);
+    assert_eq!(marks_of("SELECT \"f\"(1)"), Marks::UNKNOWN_FUNCTION);
+    assert_eq!(kind_of("\"DELETE\" FROM t"), Kind::Other);
+    let changed = |text: &str| {
+        let reading = read(text.as_bytes(), ansi());
+        let bytes = adapted(text.as_bytes(), &reading, ansi(), "s1:")?;
+        Some(String::from_utf8(bytes).unwrap())
+    };
+    assert_eq!(
+        changed("CREATE TABLE t (\"PRIMARY\" INT)").unwrap(),
+        format!("CREATE TABLE t (\"PRIMARY\" INT{ROW})")
+    );
+    assert_eq!(
+        changed("CREATE TABLE \"d\".\"t\" (\"a\"\"b\" INT NOT NULL, UNIQUE (`a\"b`)) ENGINE=\"MyISAM\"")
+            .unwrap(),
+        "CREATE TABLE \"d\".\"t\" (\"a\"\"b\" INT NOT NULL, UNIQUE (`a\"b`)) ENGINE=InnoDB"
+    );
+    assert_eq!(
+        changed("SELECT GET_LOCK('a',1) \"x\", GET_LOCK('a',1)").unwrap(),
+        "SELECT GET_LOCK(CONCAT('s1:',MD5('a')),1) \"x\", GET_LOCK(CONCAT('s1:',MD5('a')),1) AS `GET_LOCK('a',1)`"
+    );
+    assert_eq!(changed("ALTER TABLE t ADD \"c\" INT, ADD CONSTRAINT \"PRIMARY\" UNIQUE (a)"), None);
+}
+
+#[test]
+fn without_escapes_a_backslash_ends_no_string_later() {
+    let marks_of = |text: &str| read(text.as_bytes(), no_escapes()).marks;
+    assert_eq!(marks_of("SELECT 'a\\'; SELECT 'b'"), Marks::MULTI);
+    assert_eq!(marks("SELECT 'a\\'; SELECT 'b'"), Marks::UNFINISHED);
+    assert_eq!(marks_of("SELECT 'a\\'' ; SELECT 1'"), Marks::empty());
+    assert_eq!(marks_of("SELECT \"C:\\\", @'x\\', NOW()"), Marks::USER_VARIABLE | Marks::UNREPEATABLE);
+    let text = b"SELECT GET_LOCK('a\\',1), '\\'";
+    let reading = read(text, no_escapes());
+    assert_eq!(
+        String::from_utf8(adapted(text, &reading, no_escapes(), "s1:").unwrap()).unwrap(),
+        "SELECT GET_LOCK(CONCAT('s1:',MD5('a\\')),1) AS `GET_LOCK('a\\',1)`, '\\'"
+    );
+    let both = Dialect { ansi_quotes: true, no_backslash_escapes: true };
+    assert_eq!(normalised(b"SELECT \"a\\\", '\\', \"b\"", both, 100), "SELECT `a\\`, ?, b");
+}
+
 proptest! {
     #[test]
     fn no_text_makes_it_panic_and_an_adapted_one_is_of_the_same_kind(
@@ -263,8 +324,9 @@ proptest! {
             Just(";"), Just("ALTER"), Just("ADD"), Just("PRIMARY"), Just("ROW_COUNT"), Just("."), Just("@"), Just("SET"),
         ], 0..25),
         ansi_quotes in any::<bool>(),
+        no_backslash_escapes in any::<bool>(),
     ) {
-        let dialect = Dialect { ansi_quotes, no_backslash_escapes: false };
+        let dialect = Dialect { ansi_quotes, no_backslash_escapes };
         for text in [bytes, words.join(" ").into_bytes()] {
             let reading = read(&text, dialect);
             normalised(&text, dialect, 50);
