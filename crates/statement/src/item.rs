@@ -18,6 +18,7 @@ pub struct Call {
     pub end: usize,
     pub arguments_start: usize,
     pub first_argument_end: usize,
+    pub has_arguments: bool,
 }
 
 #[derive(Default)]
@@ -59,7 +60,7 @@ pub fn calls(statement: &[Token], text: &[u8], wanted: fn(Word) -> bool) -> Foun
                     frame.item = frame.item.map(|_| (at + 1, false));
                 }
                 if let Some(call) = frame.call {
-                    found.go_on(call, token);
+                    found.go_on(call, token, &statement[at - 1]);
                 }
                 if sign == b')' && depth > 1 {
                     frames.pop();
@@ -90,15 +91,16 @@ pub fn calls(statement: &[Token], text: &[u8], wanted: fn(Word) -> bool) -> Foun
 impl Found {
     fn begin(&mut self, name: &Token, open: &Token) -> usize {
         let (start, arguments_start) = (name.start, open.end);
-        self.calls.push(Call { start, end: 0, arguments_start, first_argument_end: 0 });
+        self.calls.push(Call { start, end: 0, arguments_start, first_argument_end: 0, has_arguments: false });
         self.calls.len() - 1
     }
 
     /// At a comma or the closing parenthesis of the call.
-    fn go_on(&mut self, call: usize, sign: &Token) {
+    fn go_on(&mut self, call: usize, sign: &Token, before: &Token) {
         let call = &mut self.calls[call];
         if call.first_argument_end == 0 {
             call.first_argument_end = sign.start;
+            call.has_arguments = !before.is(b'(');
         }
         if sign.is(b')') {
             call.end = sign.end;

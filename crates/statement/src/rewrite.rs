@@ -72,6 +72,10 @@ pub fn with_row_count(text: &[u8], dialect: Dialect, rows: i64) -> Option<Vec<u8
     let mut edits = Vec::new();
     for statement in tokens.split(|token| token.is(b';')) {
         let found = calls(statement, text, |word| word == Word::RowCount);
+        // MariaDB refuses it as it is, and what stands there may be anything.
+        if found.calls.iter().any(|call| call.has_arguments) {
+            return None;
+        }
         for call in found.calls {
             // As wide as ROW_COUNT() is: MariaDB takes the type, here BIGINT(21), from the string's length.
             let with = format!("CAST('{rows:>21}' AS SIGNED)");
@@ -96,7 +100,7 @@ fn apply(text: &[u8], mut edits: Vec<Edit>) -> Option<Vec<u8>> {
     edits.sort_by_key(|edit| edit.start);
     let (mut out, mut at) = (Vec::with_capacity(text.len() + 64 * edits.len()), 0);
     for edit in edits {
-        // As in ROW_COUNT(ROW_COUNT()): only what MariaDB refuses can make two of them meet.
+        // As in ENGINE=MyISAM TRANSACTIONAL ADD PRIMARY KEY: only what MariaDB refuses can make two meet.
         if edit.start < at {
             return None;
         }

@@ -52,6 +52,9 @@ fn a_statements_kind_is_in_its_first_words() {
         ("DROP TEMPORARY TABLE t", Kind::DropTemporaryTable),
         ("DROP PREPARE s", Kind::Deallocate),
         ("LOAD DATA LOCAL INFILE 'x' INTO TABLE t", Kind::LoadData),
+        ("SHOW TABLES", Kind::Show),
+        ("DESC t", Kind::Show),
+        ("EXPLAIN DELETE FROM t", Kind::Show),
         ("nonsense", Kind::Other),
     ] {
         assert_eq!(kind(text), expected, "{text}");
@@ -175,6 +178,7 @@ fn row_count_becomes_a_literal_under_its_own_name() {
     );
     assert_eq!(with("SELECT 'ROW_COUNT()'"), None);
     assert_eq!(with("SELECT ROW_COUNT(ROW_COUNT())"), None);
+    assert_eq!(with("SELECT ROW_COUNT(- TABLE t)"), None);
     assert_eq!(with("SELECT ROW_COUNT() + `a"), None);
 }
 
@@ -211,6 +215,7 @@ fn tables_become_innodb_and_have_a_key() {
         ("CREATE TABLE t (SELECT 1)", format!("CREATE TABLE t ({}) (SELECT 1)", &ROW[2..])),
         ("CREATE TEMPORARY TABLE t (a INT) ENGINE=MEMORY", "as it is".to_owned()),
         ("CREATE SEQUENCE t", "as it is".to_owned()),
+        ("ALTER TABLE t ENGINE=MyISAM TRANSACTIONAL ADD PRIMARY KEY (a)", "as it is".to_owned()),
         ("ALTER TABLE t ENGINE=MyISAM", "ALTER TABLE t ENGINE=InnoDB".to_owned()),
         (
             "ALTER TABLE t ADD PRIMARY KEY (a), ADD KEY (b)",
