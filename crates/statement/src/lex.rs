@@ -424,7 +424,7 @@ impl<'a> Lexer<'a> {
                 self.at += self.text[self.at..].iter().take_while(|byte| is(**byte, NAME)).count();
                 &self.text[start..self.at]
             };
-            if self.peek(0) != b'.' || self.at + 1 >= self.text.len() {
+            if self.peek(0) != b'.' {
                 return word_of(name);
             }
             self.at += 1;

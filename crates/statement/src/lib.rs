@@ -11,6 +11,7 @@
 //! sessions in these.
 
 mod digest;
+mod item;
 mod lex;
 mod marks;
 mod read;

@@ -2,7 +2,8 @@
 //! Edits lie between tokens of the original; everything else stays byte for byte. Called by `sql` when the
 //! marks say that there may be something to do.
 
-use crate::lex::{Lexer, Sort, Token};
+use crate::item::calls;
+use crate::lex::{Lexer, Token};
 use crate::table::table_edits;
 use crate::word::Word;
 use crate::{Dialect, Marks, Reading};
@@ -27,31 +28,34 @@ impl Edit {
 /// What must be another text so that it works on a pool of Galera members shared by sites. None: as it is.
 ///
 /// - `CREATE TABLE` and `ALTER TABLE`: see `table.rs`.
-/// - The name of a user-level lock becomes `CONCAT('prefix',MD5(LOWER(name)))` in GET_LOCK, RELEASE_LOCK,
-///   IS_FREE_LOCK and IS_USED_LOCK. A hash, because a name may have 64 characters and the prefix needs some of
-///   them; of the lower case, because MariaDB's lock names have no case. The name is evaluated once, also when
-///   it is a `?`. Lost: the error for an empty name and for one of more than 64 characters.
+/// - The name of a user-level lock becomes `CONCAT('prefix',MD5(name))` in GET_LOCK, RELEASE_LOCK, IS_FREE_LOCK
+///   and IS_USED_LOCK. A hash, because a name may have 192 bytes and the prefix needs some of them. It tells
+///   apart what 10.11 tells apart: MariaDB compares lock names byte by byte, also A and a, whatever its
+///   documentation says. The name is evaluated once, also when it is a `?`. Lost: an empty name is NULL and a
+///   longer one or a number an error; here they are names.
 ///   `lock_prefix`: at most 32 characters, no quote and no backslash.
-/// - When such a call is a whole select item without an alias, it gets one: its column name stays.
+/// - Select items with such a call keep their column names: see `item.rs`.
 ///
-/// Texts above 4 MiB stay as they are.
+/// Texts above 4 MiB stay as they are, and so do unfinished ones.
 pub fn adapted(text: &[u8], reading: &Reading, dialect: Dialect, lock_prefix: &str) -> Option<Vec<u8>> {
-    if !reading.marks.intersects(Marks::TABLE_DDL | Marks::LOCK_FUNCTION) || text.len() > TEXT_MAX {
+    if !reading.marks.intersects(Marks::TABLE_DDL | Marks::LOCK_FUNCTION) {
         return None;
     }
     assert!(lock_prefix.len() <= 32 && !lock_prefix.contains(['\'', '\\']), "{lock_prefix:?} is no prefix");
-    let tokens: Vec<Token> = Lexer::new(text, dialect).collect();
+    let tokens = tokens_of(text, dialect)?;
     let mut edits = Vec::new();
-    if reading.marks.contains(Marks::TABLE_DDL) {
-        for statement in tokens.split(|token| token.is(b';')) {
+    for statement in tokens.split(|token| token.is(b';')) {
+        if reading.marks.contains(Marks::TABLE_DDL) {
             table_edits(statement, text, &mut edits);
         }
-    }
-    if reading.marks.contains(Marks::LOCK_FUNCTION) {
-        for call in calls(&tokens, names_a_lock) {
-            edits.push(Edit::insert(call.arguments_start, format!("CONCAT('{lock_prefix}',MD5(LOWER(")));
-            edits.push(Edit::insert(call.first_argument_end, ")))".to_owned()));
-            edits.extend(call.alias(text));
+        if reading.marks.contains(Marks::LOCK_FUNCTION) {
+            let found = calls(statement, text, names_a_lock);
+            for call in found.calls {
+                let before = format!("CONCAT('{lock_prefix}',MD5(");
+                edits.push(Edit::insert(call.arguments_start, before));
+                edits.push(Edit::insert(call.first_argument_end, "))".to_owned()));
+            }
+            edits.extend(found.aliases);
         }
     }
     apply(text, edits)
@@ -64,17 +68,29 @@ fn names_a_lock(word: Word) -> bool {
 /// `SELECT ROW_COUNT()` etc. after our own COMMIT: each call becomes a literal of the same type, with the same
 /// column name. None: there is no such call.
 pub fn with_row_count(text: &[u8], dialect: Dialect, rows: i64) -> Option<Vec<u8>> {
-    if text.len() > TEXT_MAX {
-        return None;
-    }
-    let tokens: Vec<Token> = Lexer::new(text, dialect).collect();
+    let tokens = tokens_of(text, dialect)?;
     let mut edits = Vec::new();
-    for call in calls(&tokens, |word| word == Word::RowCount) {
-        let with = format!("CAST({rows} AS SIGNED)");
-        edits.push(Edit { start: call.start, end: call.end, with });
-        edits.extend(call.alias(text));
+    for statement in tokens.split(|token| token.is(b';')) {
+        let found = calls(statement, text, |word| word == Word::RowCount);
+        // MariaDB refuses it as it is, and what stands there may be anything.
+        if found.calls.iter().any(|call| call.has_arguments) {
+            return None;
+        }
+        for call in found.calls {
+            // As wide as ROW_COUNT() is: MariaDB takes the type, here BIGINT(21), from the string's length.
+            let with = format!("CAST('{rows:>21}' AS SIGNED)");
+            edits.push(Edit { start: call.start, end: call.end, with });
+        }
+        edits.extend(found.aliases);
     }
     apply(text, edits)
+}
+
+/// What stands behind an edit must be read as before, so nothing may be open at the end.
+fn tokens_of(text: &[u8], dialect: Dialect) -> Option<Vec<Token>> {
+    let mut lexer = Lexer::new(text, dialect);
+    let tokens = (text.len() <= TEXT_MAX).then(|| lexer.by_ref().collect())?;
+    (!lexer.unfinished).then_some(tokens)
 }
 
 fn apply(text: &[u8], mut edits: Vec<Edit>) -> Option<Vec<u8>> {
@@ -84,121 +100,14 @@ fn apply(text: &[u8], mut edits: Vec<Edit>) -> Option<Vec<u8>> {
     edits.sort_by_key(|edit| edit.start);
     let (mut out, mut at) = (Vec::with_capacity(text.len() + 64 * edits.len()), 0);
     for edit in edits {
-        assert!(at <= edit.start, "edits overlap at {at}");
+        // As in ENGINE=MyISAM TRANSACTIONAL ADD PRIMARY KEY: only what MariaDB refuses can make two meet.
+        if edit.start < at {
+            return None;
+        }
         out.extend_from_slice(&text[at..edit.start]);
         out.extend_from_slice(edit.with.as_bytes());
         at = edit.end;
     }
     out.extend_from_slice(&text[at..]);
     Some(out)
-}
-
-struct Call {
-    start: usize,
-    end: usize,
-    arguments_start: usize,
-    first_argument_end: usize,
-    /// A whole item of a select list, without an alias.
-    is_bare_item: bool,
-}
-
-impl Call {
-    /// The column name that the call had. One that is too long for an alias (256 characters) is lost.
-    fn alias(&self, text: &[u8]) -> Option<Edit> {
-        let name = std::str::from_utf8(&text[self.start..self.end]).ok()?;
-        let fits = self.is_bare_item && name.chars().count() <= 200;
-        fits.then(|| Edit::insert(self.end, format!(" AS `{}`", name.replace('`', "``"))))
-    }
-}
-
-/// The calls of the functions that `wanted` names, in the text's order.
-fn calls(tokens: &[Token], wanted: fn(Word) -> bool) -> Vec<Call> {
-    let mut found: Vec<Call> = Vec::new();
-    // One for each open parenthesis: whether a select list is being read in it, and the call that it is of.
-    let mut frames: Vec<(bool, Option<usize>)> = vec![(false, None)];
-    for (at, token) in tokens.iter().enumerate() {
-        let depth = frames.len();
-        let Some((in_list, call)) = frames.last_mut() else { break };
-        match (token.sort, token.word) {
-            (Sort::Sign(b'('), _) => {
-                let name = at.checked_sub(1).map(|before| tokens[before]);
-                let name = name.filter(|name| name.sort == Sort::Word && wanted(name.word));
-                let call = name.map(|name| {
-                    let begins = at < 2 || begins_item(&tokens[at - 2]);
-                    found.push(Call {
-                        start: name.start,
-                        end: 0,
-                        arguments_start: token.end,
-                        first_argument_end: 0,
-                        is_bare_item: *in_list && begins,
-                    });
-                    found.len() - 1
-                });
-                frames.push((false, call));
-            }
-            (Sort::Sign(sign @ (b',' | b')')), _) => {
-                if let Some(call) = call {
-                    let call = &mut found[*call];
-                    if call.first_argument_end == 0 {
-                        call.first_argument_end = token.start;
-                    }
-                    if sign == b')' {
-                        call.end = token.end;
-                        call.is_bare_item &= tokens.get(at + 1).is_none_or(ends_item);
-                    }
-                }
-                if sign == b')' && depth > 1 {
-                    frames.pop();
-                }
-            }
-            (Sort::Sign(b';'), _) => frames = vec![(false, None)],
-            (_, Word::Select) => *in_list = true,
-            (Sort::Word, word) if ends_list(word) => *in_list = false,
-            _ => {}
-        }
-    }
-    // Not closed: MariaDB will refuse it as it is.
-    found.retain(|call| call.end != 0);
-    found
-}
-
-fn begins_item(before: &Token) -> bool {
-    use Word::*;
-    before.is(b',')
-        || matches!(
-            before.word,
-            Select
-                | All
-                | Distinct
-                | Distinctrow
-                | HighPriority
-                | StraightJoin
-                | SqlSmallResult
-                | SqlBigResult
-                | SqlCalcFoundRows
-        )
-}
-
-fn ends_item(after: &Token) -> bool {
-    matches!(after.sort, Sort::Sign(b',' | b')' | b';'))
-        || (after.sort == Sort::Word && ends_list(after.word))
-}
-
-fn ends_list(word: Word) -> bool {
-    use Word::*;
-    matches!(
-        word,
-        From | Into
-            | Where
-            | Group
-            | Having
-            | Order
-            | Limit
-            | Procedure
-            | For
-            | Lock
-            | Union
-            | Except
-            | Intersect
-    )
 }

@@ -6,23 +6,26 @@
 //! | MyISAM, Aria (Maria), ISAM | InnoDB; FULLTEXT keys stay, InnoDB has them |
 //! | MEMORY (HEAP) | InnoDB: its rows would be on one member only; they now survive a restart |
 //! | ARCHIVE, CSV | InnoDB: their rows would not replicate |
-//! | MERGE, BLACKHOLE, FEDERATED, CONNECT, sequences, others | stay: they hold no rows of their own |
+//! | MERGE, BLACKHOLE, FEDERATED, CONNECT, sequences, others | stay: they hold no rows of their own, and get no key |
 //!
 //! ROW_FORMAT=FIXED and PAGE, TRANSACTIONAL and PAGE_CHECKSUM go with the engine: InnoDB refuses some of them
 //! under innodb_strict_mode. A key on more than 3072 bytes is InnoDB's own error, as on any MariaDB.
 //!
 //! A table without PRIMARY KEY or NOT NULL UNIQUE gets the invisible column `kopek_row`, a UUID: not an
 //! AUTO_INCREMENT, since a table has only one, dumps of phpMyAdmin add theirs in a later ALTER TABLE, and the
-//! client would see its value as insert id. ALTER TABLE … ADD PRIMARY KEY drops it again.
+//! client would see its value as insert id. An ALTER TABLE that makes a primary key drops it again; on a table
+//! that has no such column this adds note 1091 to the statement's warnings. A dump that makes `kopek_row` in
+//! CREATE TABLE and its key in ALTER TABLE, as phpMyAdmin writes it, is left as it is.
 //!
 //! Left alone: TEMPORARY tables (they do not replicate), CREATE TABLE … LIKE (the original has its key),
-//! CREATE TABLE … SELECT without a column list (there is no place for the column), partitioned tables without
-//! a key (a primary key must hold the partition's columns), ALTER TABLE … DROP PRIMARY KEY.
+//! partitioned tables without a key (a primary key must hold the partition's columns), ALTER TABLE … DROP
+//! PRIMARY KEY. TYPE=MyISAM too: MariaDB has not known it since 5.5.
 
 use crate::lex::{Sort, Token};
 use crate::rewrite::Edit;
-use crate::word::Word;
+use crate::word::{Word, word_of};
 
+const ROW_KEY_NAME: &str = "kopek_row";
 const ROW_KEY: &str = "`kopek_row` UUID NOT NULL DEFAULT UUID() INVISIBLE PRIMARY KEY";
 
 /// `statement`: the tokens of one statement.
@@ -34,7 +37,7 @@ pub fn table_edits(statement: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
     }
     match head.first().map(|token| token.word) {
         Some(Word::Create) => create(&statement[table + 1..], text, edits),
-        Some(Word::Alter) => alter(&statement[table + 1..], edits),
+        Some(Word::Alter) => alter(&statement[table + 1..], text, edits),
         _ => {}
     }
 }
@@ -48,48 +51,80 @@ fn create(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
     while tokens.get(at).is_some_and(|token| token.is(b'.')) {
         at += 2;
     }
-    let rest = tokens.get(at..).unwrap_or(&[]);
+    let Some(rest) = tokens.get(at..).filter(|_| at > skipped) else { return };
     let body = match rest {
-        [open, first, ..]
-            if open.is(b'(') && !matches!(first.word, Word::Like | Word::Select | Word::With) =>
-        {
+        [open, first, ..] if open.is(b'(') && first.word == Word::Like => return,
+        [open, first, ..] if open.is(b'(') && !begins_query(first) => {
             let Some(close) = closing(rest) else { return };
             &rest[..=close]
         }
         _ => &[],
     };
     let options = &rest[body.len()..];
-    let is_converted = engine(options, edits);
-    let [_, inner @ .., close] = body else { return };
+    let engine = engine(options, text, edits);
+    let gets_key = engine != Engine::Other && !options.iter().any(|token| token.word == Word::Partition);
+    let [_, inner @ .., close] = body else {
+        let is_query = options.iter().any(begins_query);
+        if gets_key
+            && is_query
+            && let Some(name) = tokens[..at].last()
+        {
+            edits.push(Edit::insert(name.end, format!(" ({ROW_KEY})")));
+        }
+        return;
+    };
     let columns = Columns::of(inner, text);
-    let is_partitioned = options.iter().any(|token| token.word == Word::Partition);
-    if !columns.has_row_key() && !is_partitioned {
+    if gets_key && !columns.has_row_key() && !columns.names.iter().any(|name| name == ROW_KEY_NAME) {
         edits.push(Edit::insert(close.start, format!(", {ROW_KEY}")));
     }
     // MyISAM counts within the first column of a key; InnoDB counts over the table and wants its own key.
-    if is_converted && let Some(counted) = columns.counted_without_key() {
+    if engine == Engine::Converted
+        && let Some(counted) = columns.counted_without_key()
+    {
         edits.push(Edit::insert(close.start, format!(", KEY ({counted})")));
     }
 }
 
+fn begins_query(token: &Token) -> bool {
+    token.sort == Sort::Word && matches!(token.word, Word::Select | Word::With | Word::Values)
+}
+
 /// Behind ALTER TABLE.
-fn alter(tokens: &[Token], edits: &mut Vec<Edit>) {
-    engine(tokens, edits);
+fn alter(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
+    engine(tokens, text, edits);
     let mut depth = 0;
-    for (at, token) in tokens.iter().enumerate() {
-        match token.sort {
-            Sort::Sign(b'(') => depth += 1,
-            Sort::Sign(b')') => depth -= 1,
-            Sort::Word if token.word == Word::Add && depth == 0 => {
-                let clause = tokens[at..].iter().take_while(|token| !token.is(b',') && !token.is(b'('));
-                if clause.into_iter().any(|token| token.word == Word::Primary) {
-                    edits.push(Edit::insert(token.start, "DROP COLUMN IF EXISTS `kopek_row`, ".to_owned()));
-                    return;
-                }
-            }
-            _ => {}
+    let clauses = tokens.split(|token| {
+        depth += i32::from(token.is(b'(')) - i32::from(token.is(b')'));
+        depth == 0 && token.is(b',')
+    });
+    for clause in clauses {
+        let is_verb = |token: &Token| {
+            token.sort == Sort::Word && matches!(token.word, Word::Add | Word::Modify | Word::Change)
+        };
+        let Some(verb) = clause.iter().position(is_verb) else { continue };
+        let is_row_key = |token: &Token| token.is_name() && bare(token, text) == ROW_KEY_NAME;
+        if makes_primary_key(&clause[verb..]) && !clause.iter().any(is_row_key) {
+            let with = "DROP COLUMN IF EXISTS `kopek_row`, ".to_owned();
+            edits.push(Edit::insert(clause[verb].start, with));
+            return;
         }
     }
+}
+
+/// PRIMARY and KEY are reserved: as words they are nothing but a key's. KEY alone is a primary one when it is
+/// said of a column.
+fn makes_primary_key(clause: &[Token]) -> bool {
+    clause.windows(2).any(|two| {
+        let [before, token] = two else { return false };
+        token.word == Word::Primary
+            || (token.word == Word::Key
+                && !before.is(b'(')
+                && !before.is(b',')
+                && !matches!(
+                    before.word,
+                    Word::Add | Word::Unique | Word::Foreign | Word::Fulltext | Word::Spatial | Word::By
+                ))
+    })
 }
 
 /// The index of the parenthesis that closes the first one.
@@ -101,9 +136,20 @@ fn closing(tokens: &[Token]) -> Option<usize> {
     })
 }
 
-/// In a table's options, or in the clauses of an ALTER TABLE. True when the engine becomes InnoDB.
-fn engine(options: &[Token], edits: &mut Vec<Edit>) -> bool {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    /// Not named, or InnoDB as it is.
+    Innodb,
+    /// Becomes InnoDB.
+    Converted,
+    /// Has no rows of its own here.
+    Other,
+}
+
+/// In a table's options, or in the clauses of an ALTER TABLE.
+fn engine(options: &[Token], text: &[u8], edits: &mut Vec<Edit>) -> Engine {
     let mut depth = 0;
+    let mut engine = Engine::Innodb;
     let mut converted = Vec::new();
     let mut dropped = Vec::new();
     for (at, token) in options.iter().enumerate() {
@@ -113,36 +159,53 @@ fn engine(options: &[Token], edits: &mut Vec<Edit>) -> bool {
         }
         let has_equals = options.get(at + 1).is_some_and(|next| next.is(b'='));
         let Some(value) = options.get(at + 1 + usize::from(has_equals)) else { continue };
+        let becomes = |with: &str| Edit { start: value.start, end: value.end, with: with.to_owned() };
         match token.word {
             Word::Select | Word::Partition => break,
-            Word::Engine | Word::Type | Word::TableType if replicates_nothing(value) => {
-                converted.push(Edit { start: value.start, end: value.end, with: "InnoDB".to_owned() });
+            Word::Engine => {
+                engine = engine_of(value, text);
+                if engine == Engine::Converted {
+                    converted.push(becomes("InnoDB"));
+                }
             }
             Word::RowFormat if matches!(value.word, Word::Fixed | Word::Page) => {
-                dropped.push(Edit { start: value.start, end: value.end, with: "DEFAULT".to_owned() });
+                dropped.push(becomes("DEFAULT"));
             }
-            Word::Transactional | Word::PageChecksum => {
-                dropped.push(Edit { start: value.start, end: value.end, with: "DEFAULT".to_owned() });
-            }
+            Word::Transactional | Word::PageChecksum => dropped.push(becomes("DEFAULT")),
             _ => {}
         }
     }
-    let is_converted = !converted.is_empty();
-    if is_converted {
+    if !converted.is_empty() {
         edits.append(&mut converted);
         edits.append(&mut dropped);
     }
-    is_converted
+    engine
 }
 
-fn replicates_nothing(engine: &Token) -> bool {
-    use Word::*;
-    matches!(engine.word, Myisam | Aria | Maria | Isam | Memory | Heap | Archive | Csv)
+/// `value`: a word, `…` or a string.
+fn engine_of(value: &Token, text: &[u8]) -> Engine {
+    let word = match (value.sort, value.of(text)) {
+        (Sort::Quoted | Sort::Text, [_, inner @ .., _]) => word_of(inner),
+        _ => value.word,
+    };
+    match word {
+        Word::Myisam
+        | Word::Aria
+        | Word::Maria
+        | Word::Isam
+        | Word::Memory
+        | Word::Heap
+        | Word::Archive
+        | Word::Csv => Engine::Converted,
+        Word::Innodb | Word::Default => Engine::Innodb,
+        _ => Engine::Other,
+    }
 }
 
 /// What the list of columns and keys says about keys.
 #[derive(Default)]
 struct Columns {
+    names: Vec<String>,
     has_primary: bool,
     not_null: Vec<String>,
     /// The columns of each UNIQUE.
@@ -196,6 +259,7 @@ impl Columns {
     }
 
     fn column(&mut self, name: String, words: &[Token]) {
+        self.names.push(name.clone());
         let mut before = Word::Other;
         let mut depth = 0;
         let mut is_unique = false;
@@ -255,8 +319,13 @@ fn begins_key(first: &Token) -> bool {
 /// A column's name without quotes and case, which columns have not.
 fn bare(name: &Token, text: &[u8]) -> String {
     let spelled = String::from_utf8_lossy(name.of(text)).to_lowercase();
-    match name.sort {
-        Sort::Quoted => spelled[1..].trim_end_matches(['`', '"']).replace("``", "`"),
+    let mut letters = spelled.chars();
+    match (name.sort, letters.next()) {
+        (Sort::Quoted, Some(quote)) => {
+            let inner = letters.as_str();
+            let doubled = String::from_iter([quote, quote]);
+            inner.strip_suffix(quote).unwrap_or(inner).replace(&doubled, &String::from(quote))
+        }
         _ => spelled,
     }
 }
