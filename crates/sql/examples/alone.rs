@@ -2,7 +2,8 @@
 //! passes those of others on. Says `listening` on stdout, ends when its stdin does.
 //!
 //! alone [--listen-socket PATH --member-socket PATH] [--listen-port PORT --member HOST:PORT] --user USER
-//!       --password PASSWORD [--schema NAME] [--tls-certificate FILE --tls-key FILE]
+//!       --password PASSWORD [--schema NAME] [--tls-certificate FILE --tls-key FILE] [--warm NUMBER]
+//!       [--texts pool]
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use kopek_core::ServerId;
 use kopek_core::desired::Database;
 use kopek_link::{CellAuthority, Csr, Identity};
-use kopek_sql::alone::{Alone, Endpoint, serve};
+use kopek_sql::alone::{Alone, Endpoint, Texts, serve};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -44,7 +45,10 @@ fn main() -> Result<(), Failure> {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
-    serve(Alone { identity: identity()?, tls, account, doors }, || println!("listening"))?;
+    let texts = if word("texts") == "pool" { Texts::ForPool } else { Texts::AsTheyAre };
+    // One by default: enough to be taken again and again, and the fewest that a list of connections shows.
+    let warm_max = given.get("warm").map_or(Ok(1), |number| number.parse())?;
+    serve(Alone { identity: identity()?, tls, account, texts, warm_max, doors }, || println!("listening"))?;
     Ok(())
 }
 

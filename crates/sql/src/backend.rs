@@ -22,6 +22,7 @@ use crate::lease::Lease;
 use crate::member::{Reach, join};
 use crate::packet::{ServerError, command, command_packet, put_packet};
 use crate::relay::notice_dead_peers;
+use crate::threads::Threads;
 use crate::wire::Wire;
 use crate::writer;
 
@@ -66,6 +67,8 @@ pub(crate) struct Backend {
     /// The member's number of this connection: CONNECTION_ID().
     pub(crate) thread: u32,
     pub(crate) shape: Shape,
+    /// Its site's set of waiting ones as it was when this one was last made as new, see `warm`.
+    pub(crate) generation: u64,
     nonce: [u8; NONCE],
     /// Where the writer is on this server.
     entered: Option<Entered>,
@@ -81,6 +84,7 @@ pub(crate) struct Ways {
     pub(crate) reach: Reach,
     /// For clients that want TLS on their own connection.
     pub(crate) tls: TlsAcceptor,
+    pub(crate) threads: Threads,
 }
 
 impl Backend {
@@ -138,7 +142,7 @@ impl Backend {
         let Greeting { facts, thread, nonce } = greeting;
         let (writer, facts) = (writer.clone(), Rc::new(facts));
         let shape = Shape { caps: Caps(0), collation: 0, schema: None };
-        Ok(Backend { wire, writer, facts, thread, shape, nonce, entered })
+        Ok(Backend { wire, writer, facts, thread, shape, generation: 0, nonce, entered })
     }
 
     /// Reads the member's answer to a login.
@@ -255,10 +259,6 @@ impl Backend {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-    }
-
-    pub(crate) fn nonce(&self) -> [u8; NONCE] {
-        self.nonce
     }
 
     /// Whether the member is of this server, whose lease it then depends on.

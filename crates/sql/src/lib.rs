@@ -31,6 +31,7 @@ mod packet;
 mod place;
 mod relay;
 mod session;
+mod threads;
 mod token;
 mod transaction;
 mod warm;
@@ -50,6 +51,7 @@ use crate::backend::Ways;
 use crate::fence::Fences;
 use crate::lease::Lease;
 use crate::member::Reach;
+use crate::threads::Threads;
 
 /// What the agent said last; nothing before it said anything.
 type Following = watch::Receiver<Option<SqlPart>>;
@@ -73,7 +75,8 @@ pub async fn run(dirs: Dirs, config: ServerConfig) -> Result<(), SqlError> {
     let following = follow::<SqlPart>(&dirs);
     let tls = identity.open_acceptor();
     let (part, fences) = (following.part.clone(), Fences::default());
-    let ways = Ways { identity, part, fences, lease: Lease::default(), reach: Reach::Cell, tls };
+    let threads = Threads::default();
+    let ways = Ways { identity, part, fences, lease: Lease::default(), reach: Reach::Cell, tls, threads };
     let _workers = worker::start(&ways, &config.name).map_err(SqlError::Thread)?;
     relay::serve_peers(ways, peers).await;
     Ok(())

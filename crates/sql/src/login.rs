@@ -2,7 +2,6 @@
 //! login is answered without asking anybody; any other account is the member's to judge. Called by `session`.
 
 use std::io;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,9 +13,9 @@ use crate::backend::{Backend, HANDSHAKE_MAX};
 use crate::caps::Caps;
 use crate::compress::{Compressed, Method};
 use crate::handshake::{
-    Facts, Greeting, LOGIN_FIXED, Login, NATIVE, SHA2, new_nonce, proves, switch_payload,
+    Facts, Greeting, LOGIN_FIXED, Login, NATIVE, SHA2, new_nonce, parse_switch, proves, switch_payload,
 };
-use crate::packet::{ServerError, put_packet};
+use crate::packet::{ServerError, command, command_packet, put_packet};
 use crate::wire::{Resumed, Wire};
 
 /// `connect_timeout` of MariaDB.
@@ -123,24 +122,36 @@ impl Arrived {
         Ok(())
     }
 
-    /// Lets the member itself judge an account that is not the site's, with a nonce of its own.
+    /// Lets the member itself judge who this is. It asks by the account's own plugin, with a nonce of its own.
     pub(crate) async fn relay_to(&mut self, member: &mut Backend) -> Result<(), LoginError> {
-        let nonce = member.nonce();
-        let login = Login {
-            caps: self.login.caps & member.facts.caps,
-            proof: self.ask_again(NATIVE, &nonce).await?,
-            plugin: Bytes::from_static(NATIVE),
-            ..self.login.clone()
-        };
+        let login = Login { caps: self.login.caps & member.facts.caps, ..self.without_proof() };
         member.send(1, &login.payload()).await?;
         member.shape.caps = login.caps & Caps::SHAPING;
         self.relay_judgement(member).await
+    }
+
+    /// The same in the middle of a connection: COM_CHANGE_USER.
+    pub(crate) async fn relay_change_to(&mut self, member: &mut Backend) -> Result<(), LoginError> {
+        let packet = command_packet(command::CHANGE_USER, &self.without_proof().change_payload());
+        member.wire.send(&packet).await?;
+        self.relay_judgement(member).await
+    }
+
+    /// By a plugin that no account has: so the member asks for what it wants to see.
+    fn without_proof(&self) -> Login {
+        Login { proof: Bytes::new(), plugin: Bytes::from_static(b"kopek_relay"), ..self.login.clone() }
     }
 
     /// Until the member has said yes or no.
     pub(crate) async fn relay_judgement(&mut self, member: &mut Backend) -> Result<(), LoginError> {
         loop {
             let (sequence, payload) = member.wire.packet(HANDSHAKE_MAX).await?;
+            if let Some((_, nonce)) = parse_switch(&payload)
+                && let Ok(nonce) = (&nonce[..]).try_into()
+            {
+                // The last one that a client was shown is the one that it uses in COM_CHANGE_USER.
+                self.nonce = nonce;
+            }
             self.send(&payload).await?;
             match payload.first() {
                 Some(0x00) => return Ok(()),
@@ -175,15 +186,4 @@ async fn send(wire: &mut Wire, sequence: u8, payload: &[u8]) -> io::Result<()> {
     let mut out = BytesMut::new();
     put_packet(&mut out, sequence, &[payload]);
     wire.send(&out).await
-}
-
-/// MariaDB's own words for a wrong password.
-pub(crate) fn denied(login: &Login, host: IpAddr) -> ServerError {
-    let user = String::from_utf8_lossy(&login.user);
-    let using = if login.proof.is_empty() { "NO" } else { "YES" };
-    ServerError::new(
-        1045,
-        b"28000",
-        format!("Access denied for user '{user}'@'{host}' (using password: {using})"),
-    )
 }

@@ -21,7 +21,6 @@ use bytes::Bytes;
 use kopek_core::SiteName;
 use kopek_core::desired::Database;
 use kopek_core::part::RoutedWriter;
-use kopek_core::part::site_loopback;
 use kopek_statement::Dialect;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
@@ -33,13 +32,14 @@ use crate::caps::{Caps, Status};
 use crate::carry::{BringError, Carry};
 use crate::handshake::Login;
 use crate::inbox;
-use crate::login::{Arrived, LoginError, denied, greet};
+use crate::login::{Arrived, LoginError, greet};
 use crate::opening::Openings;
 use crate::packet::{ServerError, command, ok_packet};
 use crate::place::Places;
+use crate::threads::Given;
 use crate::token::{Presence, Slot, Slots};
 use crate::transaction::Transaction;
-use crate::warm::{Left, Warm};
+use crate::warm::{Left, WARM_MAX, Warm};
 use crate::wire::Wire;
 use crate::writer::{account_of, is_same, news, writer_of};
 
@@ -72,13 +72,34 @@ pub(crate) struct Sites {
     waiting: Places,
     slots: Rc<Slots>,
     barrier: FilesBarrier,
+    texts: Texts,
+}
+
+/// What becomes of statements that a pool cannot take as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Texts {
+    /// They are adapted.
+    ForPool,
+    /// They stay: there is no pool (`alone`).
+    AsTheyAre,
 }
 
 impl Sites {
     pub(crate) fn new(ways: Ways, slots: Rc<Slots>, sessions: Places, waiting: Places) -> Rc<Sites> {
-        let warm = Warm::new(ways.clone());
+        Sites::with(ways, slots, sessions, waiting, Texts::ForPool, WARM_MAX)
+    }
+
+    pub(crate) fn with(
+        ways: Ways,
+        slots: Rc<Slots>,
+        sessions: Places,
+        waiting: Places,
+        texts: Texts,
+        warm_max: usize,
+    ) -> Rc<Sites> {
+        let warm = Warm::new(ways.clone(), warm_max);
         let openings = Openings::new(ways.clone(), warm.clone());
-        Rc::new(Sites { ways, warm, openings, sessions, waiting, slots, barrier: FilesBarrier })
+        Rc::new(Sites { ways, warm, openings, sessions, waiting, slots, barrier: FilesBarrier, texts })
     }
 
     fn part(&self) -> Following {
@@ -174,6 +195,8 @@ pub(crate) struct Session {
     /// The site's own account can be brought to any member; another one's connection is what it is.
     is_foreign: bool,
     nonce: [u8; crate::handshake::NONCE],
+    /// The number in its greeting.
+    given: Given,
     backend: Option<Backend>,
     /// As the last answer left it.
     status: Status,
@@ -207,18 +230,13 @@ impl Session {
             }
         };
         let account = sites.account(&site);
-        let is_own = account.as_ref().is_some_and(|(_, own)| own.user.as_bytes() == arrived.login.user);
         let number = account.as_ref().map_or(0, |(number, _)| *number);
         let mut backend = None;
-        if is_own {
-            let (_, own) = account.as_ref().expect("it is the site's own account");
-            if !arrived.is_proved(own).await? {
-                likely.map(give_back);
-                let error = denied(&arrived.login, site_loopback(number));
-                arrived.refuse(&error).await?;
-                return Err(LoginError::Denied { user: own.user.clone() });
-            }
-        }
+        // Who cannot prove to know the password that we know may know a newer one: the member judges.
+        let mut is_own = match &account {
+            Some((_, own)) if own.user.as_bytes() == arrived.login.user => arrived.is_proved(own).await?,
+            _ => false,
+        };
         let mut shape = Shape::of(&arrived.login);
         let own_schema = account.as_ref().map(|(_, own)| own.name.as_bytes());
         let asked_schema = shape.schema.clone().filter(|asked| Some(&asked[..]) != own_schema);
@@ -232,11 +250,19 @@ impl Session {
                 likely.map(give_back);
             }
         }
+        if is_own && backend.is_none() {
+            match open_now(&sites, &site, &shape).await {
+                Ok(opened) => backend = opened,
+                // The account is not any more what the agent knows: the member says in its words what is wrong.
+                Err(_refused) => is_own = false,
+            }
+        }
         if !is_own {
             backend = Some(log_in_foreign(&sites, &site, &mut arrived).await?);
         }
         let mut session = Session {
             nonce: arrived.nonce,
+            given: Given::new(sites.ways.threads.clone(), site.clone(), thread),
             login: arrived.login.clone(),
             client: Wire::closed(),
             sites,
@@ -253,6 +279,7 @@ impl Session {
             warnings: None,
             row_count: None,
         };
+        session.note_thread();
         if is_own {
             if let Some(schema) = asked_schema
                 && let Err(error) = session.use_schema(&schema).await
@@ -430,6 +457,7 @@ impl Session {
             let site = self.site.clone();
             let relieved = relieved_for_good(self.sites.part(), &site, &writer);
             self.backend = Some(backend);
+            self.note_thread();
             if !self.transaction.is_open {
                 return Ok(());
             }
@@ -441,6 +469,13 @@ impl Session {
                 return Ok(());
             }
             self.backend = None;
+        }
+    }
+
+    /// The client may kill its connection by the number that it was greeted with.
+    fn note_thread(&self) {
+        if let Some(backend) = &self.backend {
+            self.given.means(backend.thread);
         }
     }
 
@@ -547,6 +582,27 @@ async fn first_facts(
             Err(io::Error::from(io::ErrorKind::ConnectionAborted).into())
         }
     }
+}
+
+/// A backend for a client that logs in, if that does not mean to wait for a writer. An error: the member refuses
+/// the account, and did so for longer than it takes to make one.
+async fn open_now(sites: &Rc<Sites>, site: &SiteName, shape: &Shape) -> Result<Option<Backend>, ServerError> {
+    let Some(writer) = sites.writer(site) else { return Ok(None) };
+    if !sites.openings.is_open(site, &writer) {
+        return Ok(None);
+    }
+    let opening = async {
+        match sites.warm.take(site, &writer, shape).await {
+            Err(OpenError::Refused(error)) if !attempt::is_leaving(error.code) => {
+                match find_backend(sites, site, shape).await {
+                    Err(End::Refused(error)) => Err(error),
+                    found => Ok(found.ok()),
+                }
+            }
+            taken => Ok(taken.ok()),
+        }
+    };
+    timeout(WAIT_LIMIT, opening).await.unwrap_or(Ok(None))
 }
 
 /// An account that is not the site's own: the member judges, over a connection of its own.

@@ -22,13 +22,14 @@ use crate::writer::{account_of, is_same, writer_of};
 
 /// Waiting at most, for each site and worker: as many as a busy web server's workers would take within one
 /// page. Each costs the member a thread and about 100 KB.
-const WAITING_MAX: usize = 16;
+pub(crate) const WARM_MAX: usize = 16;
 /// Then it is closed, but for the last of a site: somebody who comes once a minute finds it warm.
 const WAITS_AT_MOST: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(5);
 
 pub(crate) struct Warm {
     ways: Ways,
+    max: usize,
     sites: RefCell<BTreeMap<SiteName, Set>>,
 }
 
@@ -41,6 +42,8 @@ struct Set {
     facts: Option<Rc<Facts>>,
     /// One more is being opened.
     opening: bool,
+    /// Counts what a session cannot see that began before: other global variables, another password.
+    generation: u64,
 }
 
 struct Waiting {
@@ -60,8 +63,20 @@ pub(crate) enum Left {
 }
 
 impl Warm {
-    pub(crate) fn new(ways: Ways) -> Rc<Warm> {
-        Rc::new(Warm { ways, sites: RefCell::default() })
+    pub(crate) fn new(ways: Ways, max: usize) -> Rc<Warm> {
+        Rc::new(Warm { ways, max, sites: RefCell::default() })
+    }
+
+    /// A client has changed what sessions find when they begin: those that wait are not as new any more.
+    pub(crate) fn forget(&self, site: &SiteName) {
+        if let Some(set) = self.sites.borrow_mut().get_mut(site) {
+            set.generation += 1;
+            set.waiting.clear();
+        }
+    }
+
+    fn generation(&self, site: &SiteName) -> u64 {
+        self.sites.borrow().get(site).map_or(0, |set| set.generation)
     }
 
     /// What members say of themselves, if one of the site was ever reached.
@@ -119,7 +134,10 @@ impl Warm {
         {
             let mut sites = self.sites.borrow_mut();
             let set = sites.entry(site.clone()).or_default();
-            if set.opening || set.waiting.iter().any(|waiting| waiting.backend.shape == *shape) {
+            if self.max == 0
+                || set.opening
+                || set.waiting.iter().any(|waiting| waiting.backend.shape == *shape)
+            {
                 return;
             }
             set.opening = true;
@@ -130,6 +148,7 @@ impl Warm {
                 let part = warm.ways.part.borrow();
                 writer_of(&part, &site).cloned().zip(account_of(&part, &site).cloned())
             };
+            let generation = warm.generation(&site);
             let opened = match &known {
                 Some((writer, account)) => {
                     Backend::open(&warm.ways, &site, writer, account, &shape).await.ok()
@@ -139,7 +158,8 @@ impl Warm {
             if let Some(set) = warm.sites.borrow_mut().get_mut(&site) {
                 set.opening = false;
             }
-            if let Some(backend) = opened {
+            if let Some(mut backend) = opened {
+                backend.generation = generation;
                 warm.keep(&site, backend);
             }
         });
@@ -152,6 +172,7 @@ impl Warm {
             return;
         }
         spawn_local(async move {
+            backend.generation = warm.generation(&site);
             let cleaned = match left {
                 Left::Usual => backend.reset().await,
                 _ => {
@@ -181,7 +202,7 @@ impl Warm {
         let mut sites = self.sites.borrow_mut();
         let set = sites.entry(site.clone()).or_default();
         set.facts = Some(backend.facts.clone());
-        if set.waiting.len() < WAITING_MAX {
+        if set.waiting.len() < self.max && set.generation == backend.generation {
             set.waiting.push(Waiting { backend, since: Instant::now() });
         }
     }

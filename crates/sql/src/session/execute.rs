@@ -11,26 +11,28 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kopek_core::part::site_loopback;
+use kopek_core::desired::Database;
 use kopek_statement::{Kind, Marks, Reading, adapted, read, with_row_count};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::attempt::{Ending, Shown, Withhold, is_leaving, is_passing};
 use super::repeat::{Fate, Former, without_status};
-use super::{End, Flow, Session, relieved_for_good};
+use super::{CLIENT_STALL, End, Flow, Session, Texts, relieved_for_good};
 use crate::answer::{Expected, Said};
-use crate::backend::Shape;
+use crate::backend::{Backend, OpenError, Shape};
 use crate::caps::Status;
 use crate::carry::{Carry, statement_id};
 use crate::effect::{Effect, PLAIN, Repeat, SCHEMA, Stays, UNKNOWN, effect_of};
 use crate::handshake::Login;
 use crate::inbox::{self, Command, Passed};
-use crate::login::denied;
+use crate::login::{Arrived, LoginError};
 use crate::packet::{HEADER, ServerError, command, command_packet, ok_packet};
+use crate::threads::killing_actual;
 use crate::token::Token;
-use crate::transaction::{Done, Seen, now_micros};
+use crate::transaction::{Done, Seen, Transaction, now_micros};
 use crate::warm::Left;
+use crate::wire::Wire;
 use crate::writer::changed_from;
 
 /// A transaction that fails by others' deadlocks is done again so often.
@@ -63,7 +65,7 @@ impl Work {
 }
 
 impl Session {
-    pub(super) async fn answer(&mut self, command: Command) -> Result<Flow, End> {
+    pub(super) async fn answer(&mut self, mut command: Command) -> Result<Flow, End> {
         let kind = command.kind();
         match kind {
             command::QUIT => return Ok(Flow::Over),
@@ -75,6 +77,11 @@ impl Session {
                 self.change_user(&command).await?;
                 return Ok(Flow::On);
             }
+            command::BINLOG_DUMP | command::TABLE_DUMP => {
+                self.pass_replication(&command).await?;
+                return Ok(Flow::Over);
+            }
+            command::PROCESS_KILL => self.kill_actual(&mut command),
             _ => {}
         }
         let saved = (self.warnings.take(), self.row_count.take());
@@ -82,10 +89,17 @@ impl Session {
         if work.effect.needs_files {
             self.sites.barrier.settled(&self.site).await;
         }
+        let changes_beginnings = work.reading.as_ref().is_some_and(changes_beginnings);
+        if changes_beginnings {
+            self.sites.warm.forget(&self.site);
+        }
         if self.may_be_wrapped(&work) {
             self.write_alone(work).await?;
         } else {
             self.execute(work).await?;
+        }
+        if changes_beginnings {
+            self.sites.warm.forget(&self.site);
         }
         Ok(Flow::On)
     }
@@ -137,16 +151,20 @@ impl Session {
 
     /// Texts that a pool cannot take as they are.
     fn adapt(&self, command: &mut Command, reading: &Reading) {
-        if self.is_foreign || !command.is_whole() {
+        if !command.is_whole() {
             return;
         }
         let text = command.body();
-        let prefix = format!("kopek{}.", self.number);
         let other = match self.row_count {
+            _ if reading.kind == Kind::Kill => {
+                killing_actual(text, |given| self.sites.ways.threads.actual(&self.site, given))
+            }
+            _ if self.is_foreign => None,
             Some(rows) if reading.marks.contains(Marks::ROW_COUNT) => {
                 with_row_count(text, self.dialect(), rows)
             }
-            _ => adapted(text, reading, self.dialect(), &prefix),
+            _ if self.sites.texts == Texts::AsTheyAre => None,
+            _ => adapted(text, reading, self.dialect(), &format!("kopek{}.", self.number)),
         };
         if let Some(other) = other
             && other.len() < inbox::WHOLE_MAX
@@ -601,67 +619,113 @@ impl Session {
         self.tell(&ServerError::new(1213, b"40001", text).packet(1)).await
     }
 
-    /// COM_CHANGE_USER: another login on the same connection.
-    async fn change_user(&mut self, command: &Command) -> Result<(), End> {
-        let refuse = |sequence, error: ServerError| error.packet(sequence);
-        let Some(login) = Login::parse_change(command.body(), &self.login) else {
-            let error = ServerError::new(1047, b"08S01", "Unknown command");
-            let packet = refuse(1, error);
-            return self.tell(&packet).await;
-        };
-        if let Some(backend) = self.backend.take().filter(|_| !self.is_foreign) {
-            self.sites.warm.give_back(&self.site, backend, self.carry.left());
+    /// COM_PROCESS_KILL.
+    fn kill_actual(&self, command: &mut Command) {
+        let given = command.body().try_into().ok().map(u32::from_le_bytes);
+        if let Some(actual) = given.and_then(|given| self.sites.ways.threads.actual(&self.site, given)) {
+            command.packet = command_packet(command::PROCESS_KILL, &actual.to_le_bytes());
         }
+    }
+
+    /// A replica's or mysqlbinlog's: from here on the member speaks without end.
+    async fn pass_replication(&mut self, command: &Command) -> Result<(), End> {
+        self.ready().await?;
+        let Session { client, backend, .. } = self;
+        let Some(mut backend) = backend.take() else { return Ok(()) };
+        backend.wire.send(&command.packet).await?;
+        loop {
+            if !backend.wire.input.is_empty() {
+                let bytes = backend.wire.input.split();
+                timeout(CLIENT_STALL, client.send(&bytes)).await.map_err(|_| End::Stalled)??;
+            }
+            if !client.input.is_empty() {
+                backend.wire.send(&client.input.split()).await?;
+            }
+            let count = tokio::select! {
+                count = backend.wire.fill() => count?,
+                count = client.fill() => count?,
+            };
+            if count == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// COM_CHANGE_USER: another login on the same connection. Whatever the outcome, the session is as new.
+    async fn change_user(&mut self, command: &Command) -> Result<(), End> {
+        let Some(login) = Login::parse_change(command.body(), &self.login) else {
+            return self.tell(&ServerError::new(1047, b"08S01", "Unknown command").packet(1)).await;
+        };
+        // Only the schema and the login of the backend count, and both change.
         (self.carry, self.status) = (Carry::default(), Status::AUTOCOMMIT);
-        self.transaction.end();
-        let account = self.sites.account(&self.site);
-        let own = account.filter(|(_, own)| own.user.as_bytes() == login.user);
-        let mut arrived = crate::login::Arrived {
-            wire: std::mem::replace(&mut self.client, crate::wire::Wire::closed()),
+        self.transaction = Transaction::default();
+        self.ready().await?;
+        let Some(mut backend) = self.backend.take() else { return Err(End::ClosedByMember) };
+        let account = self.sites.account(&self.site).map(|(_, account)| account);
+        let mut arrived = Arrived {
+            wire: std::mem::replace(&mut self.client, Wire::closed()),
             login,
             sequence: 1,
             nonce: self.nonce,
         };
-        let outcome = match &own {
-            Some((number, own)) => self.change_to_own(&mut arrived, *number, own).await,
-            None => self.change_to_foreign(&mut arrived).await,
-        };
-        self.login = arrived.login;
-        self.client = arrived.wire;
-        outcome
-    }
-
-    async fn change_to_own(
-        &mut self,
-        arrived: &mut crate::login::Arrived,
-        number: u32,
-        own: &kopek_core::desired::Database,
-    ) -> Result<(), End> {
-        self.is_foreign = false;
-        if !arrived.is_proved(own).await? {
-            let error = denied(&arrived.login, site_loopback(number));
-            arrived.refuse(&error).await?;
-            return Err(crate::login::LoginError::Denied { user: own.user.clone() }.into());
-        }
-        self.shape = Shape::of(&arrived.login);
-        let asked = self.shape.schema.clone().filter(|asked| &asked[..] != own.name.as_bytes());
-        if let Some(schema) = asked {
-            self.shape.schema = None;
-            if let Err(error) = self.use_schema(&schema).await {
-                arrived.refuse(&error).await?;
-                return Ok(());
+        let outcome = change(&mut arrived, &mut backend, account.as_ref()).await;
+        let Arrived { wire, login, nonce, .. } = arrived;
+        (self.client, self.nonce) = (wire, nonce);
+        match outcome {
+            Ok(whose) => {
+                self.is_foreign = whose == Whose::Foreign;
+                self.shape = backend.shape.clone();
+                self.login = login;
             }
+            // The former user goes on, but as new; what else is left is not known.
+            Err(LoginError::Denied { .. }) => self.carry.was_left(Left::Unknown),
+            Err(error) => return Err(error.into()),
         }
-        arrived.wire.send(&ok_packet(arrived.sequence, self.status)).await?;
-        Ok(())
-    }
-
-    async fn change_to_foreign(&mut self, arrived: &mut crate::login::Arrived) -> Result<(), End> {
-        let backend = super::log_in_foreign(&self.sites, &self.site, arrived).await?;
-        self.is_foreign = true;
         self.backend = Some(backend);
         Ok(())
     }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Own,
+    Foreign,
+}
+
+async fn change(
+    arrived: &mut Arrived,
+    backend: &mut Backend,
+    account: Option<&Database>,
+) -> Result<Whose, LoginError> {
+    let asked = arrived.login.schema.clone();
+    if let Some(own) = account
+        && own.user.as_bytes() == arrived.login.user
+        && arrived.is_proved(own).await?
+    {
+        let caps = backend.shape.caps;
+        let schema = asked.clone().filter(|asked| own.name.is_empty() || &asked[..] == own.name.as_bytes());
+        let shape = Shape { caps, collation: arrived.login.collation, schema };
+        let packet_schema = asked;
+        return match backend.change_user(own, &Shape { schema: packet_schema, ..shape.clone() }).await {
+            Ok(()) => {
+                arrived.send(&ok_packet(0, Status::AUTOCOMMIT)[HEADER..]).await?;
+                Ok(Whose::Own)
+            }
+            Err(OpenError::Refused(error)) => {
+                arrived.refuse(&error).await?;
+                Err(LoginError::Denied { user: own.user.clone() })
+            }
+            Err(error) => Err(LoginError::Broken(std::io::Error::other(error))),
+        };
+    }
+    arrived.relay_change_to(backend).await?;
+    Ok(Whose::Foreign)
+}
+
+/// Whether a session that begins after the statement may find something else than one that began before.
+fn changes_beginnings(reading: &Reading) -> bool {
+    reading.marks.intersects(Marks::SETS_GLOBAL | Marks::MULTI | Marks::HIDDEN_TEXT)
+        || matches!(reading.kind, Kind::Account | Kind::Maintenance | Kind::SetOther)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
