@@ -41,11 +41,7 @@ pub(crate) struct Shape {
 
 impl Shape {
     pub(crate) fn of(login: &Login) -> Shape {
-        Shape {
-            caps: login.caps & Caps::SHAPING,
-            collation: login.collation,
-            schema: login.schema.clone(),
-        }
+        Shape { caps: login.caps & Caps::SHAPING, collation: login.collation, schema: login.schema.clone() }
     }
 }
 
@@ -240,7 +236,11 @@ impl Backend {
     }
 
     /// Reads an answer and keeps it.
-    pub(crate) async fn read_whole(&mut self, expected: Expected, max: usize) -> io::Result<(BytesMut, Said)> {
+    pub(crate) async fn read_whole(
+        &mut self,
+        expected: Expected,
+        max: usize,
+    ) -> io::Result<(BytesMut, Said)> {
         let mut answer = Answer::new(expected, self.shape.caps);
         let mut whole = BytesMut::new();
         loop {

@@ -54,7 +54,9 @@ pub(crate) async fn greet(
         let facts = Facts { caps: offered(facts.caps), ..facts.clone() };
         send(&mut wire, 0, &Greeting { facts: facts.clone(), thread, nonce }.payload()).await?;
         let (mut sequence, mut payload) = wire.packet(HANDSHAKE_MAX).await?;
-        if payload.len() == LOGIN_FIXED && Caps(u64::from(payload[0]) | u64::from(payload[1]) << 8).has(Caps::SSL) {
+        if payload.len() == LOGIN_FIXED
+            && Caps(u64::from(payload[0]) | u64::from(payload[1]) << 8).has(Caps::SSL)
+        {
             let (stream, first) = wire.into_parts();
             let tls = tls.accept(Resumed::new(first, stream)).await?;
             wire = Wire::new(tls);

@@ -37,7 +37,7 @@ use crate::opening::Openings;
 use crate::packet::{ServerError, command, ok_packet};
 use crate::place::Places;
 use crate::threads::Given;
-use crate::token::{Presence, Slot, Slots};
+use crate::token::{Presence, Slot, Slots, Tokens};
 use crate::transaction::Transaction;
 use crate::warm::{Left, WARM_MAX, Warm};
 use crate::wire::Wire;
@@ -73,6 +73,7 @@ pub(crate) struct Sites {
     slots: Rc<Slots>,
     barrier: FilesBarrier,
     texts: Texts,
+    tokens: Tokens,
 }
 
 /// What becomes of statements that a pool cannot take as they are.
@@ -86,7 +87,7 @@ pub enum Texts {
 
 impl Sites {
     pub(crate) fn new(ways: Ways, slots: Rc<Slots>, sessions: Places, waiting: Places) -> Rc<Sites> {
-        Sites::with(ways, slots, sessions, waiting, Texts::ForPool, WARM_MAX)
+        Sites::with(ways, slots, sessions, waiting, Texts::ForPool, Tokens::Kept, WARM_MAX)
     }
 
     pub(crate) fn with(
@@ -95,11 +96,22 @@ impl Sites {
         sessions: Places,
         waiting: Places,
         texts: Texts,
+        tokens: Tokens,
         warm_max: usize,
     ) -> Rc<Sites> {
         let warm = Warm::new(ways.clone(), warm_max);
         let openings = Openings::new(ways.clone(), warm.clone());
-        Rc::new(Sites { ways, warm, openings, sessions, waiting, slots, barrier: FilesBarrier, texts })
+        Rc::new(Sites {
+            ways,
+            warm,
+            openings,
+            sessions,
+            waiting,
+            slots,
+            barrier: FilesBarrier,
+            texts,
+            tokens,
+        })
     }
 
     fn part(&self) -> Following {
@@ -217,7 +229,8 @@ impl Session {
         };
         // Usually the next client is as the last one: then it gets its backend's own number in the greeting.
         let likely = sites.writer(&site).and_then(|writer| sites.warm.take_likely(&site, &writer));
-        let thread = likely.as_ref().map_or_else(|| rand::random::<u32>() | 1 << 31, |backend| backend.thread);
+        let thread =
+            likely.as_ref().map_or_else(|| rand::random::<u32>() | 1 << 31, |backend| backend.thread);
         let arrived = greet(client, &facts, thread, &sites.ways.tls).await;
         let give_back = |backend| sites.warm.keep(&site, backend);
         let mut arrived = match arrived {
@@ -258,6 +271,7 @@ impl Session {
         if !is_own {
             backend = Some(log_in_foreign(&sites, &site, &mut arrived).await?);
         }
+        let tokens = sites.tokens.presence();
         let mut session = Session {
             nonce: arrived.nonce,
             given: Given::new(sites.ways.threads.clone(), site.clone(), thread),
@@ -273,7 +287,7 @@ impl Session {
             carry: Carry::default(),
             transaction: Transaction::default(),
             slot: None,
-            tokens: Presence::default(),
+            tokens,
             warnings: None,
             row_count: None,
         };
@@ -283,7 +297,9 @@ impl Session {
                 && let Err(error) = session.use_schema(&schema).await
             {
                 arrived.refuse(&error).await?;
-                return Err(LoginError::Denied { user: String::from_utf8_lossy(&session.login.user).into_owned() });
+                return Err(LoginError::Denied {
+                    user: String::from_utf8_lossy(&session.login.user).into_owned(),
+                });
             }
             arrived.wire.send(&ok_packet(arrived.sequence, facts.status)).await?;
         }
@@ -380,8 +396,7 @@ impl Session {
         let ways = &self.sites.ways;
         let is_current = self.sites.writer(&self.site).is_some_and(|writer| is_same(&writer, &old.writer));
         if is_current
-            && let Ok(Ok(newer)) =
-                timeout(GRACE, Backend::greeted(ways, &self.site, &old.writer)).await
+            && let Ok(Ok(newer)) = timeout(GRACE, Backend::greeted(ways, &self.site, &old.writer)).await
             && newer.thread > old.thread
         {
             return Err(End::ClosedByMember);
@@ -603,7 +618,11 @@ async fn open_now(sites: &Rc<Sites>, site: &SiteName, shape: &Shape) -> Result<O
 }
 
 /// An account that is not the site's own: the member judges, over a connection of its own.
-async fn log_in_foreign(sites: &Rc<Sites>, site: &SiteName, arrived: &mut Arrived) -> Result<Backend, LoginError> {
+async fn log_in_foreign(
+    sites: &Rc<Sites>,
+    site: &SiteName,
+    arrived: &mut Arrived,
+) -> Result<Backend, LoginError> {
     let opening = async {
         loop {
             if let Some(writer) = sites.writer(site)

@@ -83,7 +83,8 @@ mod tests {
     #[test]
     fn the_number_of_a_kill_is_replaced() {
         let actual = |given| (given == 7).then_some(70);
-        let killing = |text: &str| killing_actual(text.as_bytes(), actual).map(|out| String::from_utf8(out).unwrap());
+        let killing =
+            |text: &str| killing_actual(text.as_bytes(), actual).map(|out| String::from_utf8(out).unwrap());
         assert_eq!(killing("KILL 7"), Some("KILL 70".to_owned()));
         assert_eq!(killing("kill soft query 7 ; "), Some("kill soft query 70".to_owned()));
         for other in ["KILL 8", "KILL @id7", "KILL USER 'a7'", "KILL QUERY ID x7", "7", "KILL 99999999999"] {

@@ -134,7 +134,10 @@ impl Warm {
         {
             let mut sites = self.sites.borrow_mut();
             let set = sites.entry(site.clone()).or_default();
-            if self.max == 0 || set.opening || set.waiting.iter().any(|waiting| waiting.backend.shape == *shape) {
+            if self.max == 0
+                || set.opening
+                || set.waiting.iter().any(|waiting| waiting.backend.shape == *shape)
+            {
                 return;
             }
             set.opening = true;
@@ -226,9 +229,8 @@ impl Warm {
                         && waiting.backend.wire.is_quiet()
                 });
                 let last = set.waiting.last().map(|waiting| waiting.since);
-                set.waiting.retain(|waiting| {
-                    waiting.since.elapsed() < WAITS_AT_MOST || Some(waiting.since) == last
-                });
+                set.waiting
+                    .retain(|waiting| waiting.since.elapsed() < WAITS_AT_MOST || Some(waiting.since) == last);
             }
         }
     }

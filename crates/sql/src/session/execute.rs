@@ -146,7 +146,11 @@ impl Session {
             | command::RESET_CONNECTION => (PLAIN, None),
             _ => (UNKNOWN, None),
         };
-        Ok(Some(Work { command, expected, effect, reading, micros: now_micros() }))
+        let mut work = Work { command, expected, effect, reading, micros: now_micros() };
+        if opens_cursor(&work) {
+            work.expected = Expected::ResultsOrCursor;
+        }
+        Ok(Some(work))
     }
 
     /// Texts that a pool cannot take as they are.
@@ -160,7 +164,9 @@ impl Session {
                 killing_actual(text, |given| self.sites.ways.threads.actual(&self.site, given))
             }
             _ if self.is_foreign => None,
-            Some(rows) if reading.marks.contains(Marks::ROW_COUNT) => with_row_count(text, self.dialect(), rows),
+            Some(rows) if reading.marks.contains(Marks::ROW_COUNT) => {
+                with_row_count(text, self.dialect(), rows)
+            }
             _ if self.sites.texts == Texts::AsTheyAre => None,
             _ => adapted(text, reading, self.dialect(), &format!("kopek{}.", self.number)),
         };
@@ -257,7 +263,9 @@ impl Session {
                     self.status = status.unwrap_or(self.status);
                     Outcome::Sure
                 }
-                Ok(Said { error: Some(code), .. }) if is_passing(code) && passing < PASSING_MAX && shown.is_nothing() => {
+                Ok(Said { error: Some(code), .. })
+                    if is_passing(code) && passing < PASSING_MAX && shown.is_nothing() =>
+                {
                     passing += 1;
                     Outcome::Again
                 }
@@ -363,7 +371,9 @@ impl Session {
         let mut passing = 0;
         for _ in 0..TRIES_MAX {
             match self.ready().await {
-                Err(End::RolledBack) if !shown.is_nothing() => return Err(lost("its transaction went another way")),
+                Err(End::RolledBack) if !shown.is_nothing() => {
+                    return Err(lost("its transaction went another way"));
+                }
                 other => other?,
             }
             let commit = self.commit_token(&work);
@@ -416,7 +426,12 @@ impl Session {
         Err(lost("every other writer was lost too"))
     }
 
-    async fn try_once(&mut self, work: &mut Work, commit: Option<Token>, shown: &mut Shown) -> Result<Ending, End> {
+    async fn try_once(
+        &mut self,
+        work: &mut Work,
+        commit: Option<Token>,
+        shown: &mut Shown,
+    ) -> Result<Ending, End> {
         if let Some(token) = commit {
             let mut together = command_packet(command::QUERY, token.write().as_bytes());
             together.put_slice(work.packet());
@@ -729,5 +744,6 @@ fn lost(why: &str) -> End {
 
 /// COM_STMT_EXECUTE's flags ask for a cursor.
 fn opens_cursor(work: &Work) -> bool {
-    work.command.kind() == command::STMT_EXECUTE && work.packet().get(HEADER + 5).is_some_and(|flags| *flags != 0)
+    work.command.kind() == command::STMT_EXECUTE
+        && work.packet().get(HEADER + 5).is_some_and(|flags| *flags != 0)
 }
