@@ -3,7 +3,7 @@
 //!
 //! alone [--listen-socket PATH --member-socket PATH] [--listen-port PORT --member HOST:PORT] --user USER
 //!       --password PASSWORD [--schema NAME] [--tls-certificate FILE --tls-key FILE] [--warm NUMBER]
-//!       [--texts pool]
+//!       [--texts pool] [--tokens kept]
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kopek_core::ServerId;
 use kopek_core::desired::Database;
 use kopek_link::{CellAuthority, Csr, Identity};
-use kopek_sql::alone::{Alone, Endpoint, Texts, serve};
+use kopek_sql::alone::{Alone, Endpoint, Texts, Tokens, serve};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -46,9 +46,12 @@ fn main() -> Result<(), Failure> {
         std::process::exit(0);
     });
     let texts = if word("texts") == "pool" { Texts::ForPool } else { Texts::AsTheyAre };
-    // One by default: enough to be taken again and again, and the fewest that a list of connections shows.
-    let warm_max = given.get("warm").map_or(Ok(1), |number| number.parse())?;
-    serve(Alone { identity: identity()?, tls, account, texts, warm_max, doors }, || println!("listening"))?;
+    let tokens = if word("tokens") == "kept" { Tokens::Kept } else { Tokens::None };
+    // None by default: tests count connections and wait until one is gone.
+    let warm_max = given.get("warm").map_or(Ok(0), |number| number.parse())?;
+    serve(Alone { identity: identity()?, tls, account, texts, tokens, warm_max, doors }, || {
+        println!("listening")
+    })?;
     Ok(())
 }
 

@@ -32,6 +32,7 @@ pub use crate::session::Texts;
 use crate::session::{EACH_SITE_MAX, Sites, WAITING_MAX};
 use crate::threads::Threads;
 use crate::token::Slots;
+pub use crate::token::Tokens;
 
 /// What listens where, in front of what.
 pub struct Alone {
@@ -40,6 +41,7 @@ pub struct Alone {
     /// The account whose logins are answered here.
     pub account: Database,
     pub texts: Texts,
+    pub tokens: Tokens,
     /// Connections that are held open for the next clients: lists of connections show them.
     pub warm_max: usize,
     /// Pairs of where to listen and which database stands behind it.
@@ -50,7 +52,7 @@ pub struct Alone {
 pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async {
-        let Alone { identity, tls, account, texts, warm_max, doors } = alone;
+        let Alone { identity, tls, account, texts, tokens, warm_max, doors } = alone;
         let site =
             |number: usize| SiteName::parse(&format!("door{number}")).expect("a name of letters and digits");
         let server = ServerId::parse("alone").expect("a name of letters");
@@ -83,7 +85,7 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
         };
         let slots = Slots::new(server, 0);
         let (sessions, waiting) = (Places::new(EACH_SITE_MAX), Places::new(WAITING_MAX));
-        let sites = Sites::with(ways, slots, sessions, waiting, texts, warm_max);
+        let sites = Sites::with(ways, slots, sessions, waiting, texts, tokens, warm_max);
         spawn_local(sites.warm.clone().sweep());
         for (number, (door, _)) in doors.into_iter().enumerate() {
             let listener = match door {

@@ -26,6 +26,8 @@ pub(crate) enum Expected {
     Single,
     /// Results: as many as there are statements.
     Results,
+    /// The same, of a command that asks for a cursor: then no rows may follow the columns.
+    ResultsOrCursor,
     Prepared,
     /// Rows or column definitions without a head, up to EOF.
     Rest,
@@ -95,6 +97,8 @@ pub(crate) enum Next {
 pub(crate) struct Answer {
     state: State,
     ends_with_ok: bool,
+    /// A status that says so means this answer, and not a cursor of a stored procedure's own.
+    may_be_cursor: bool,
     /// Bytes of the current packet that are still to pass.
     skip: usize,
     /// The packet that passes is continued by the next one.
@@ -111,19 +115,22 @@ impl Answer {
         let state = match expected {
             Expected::Nothing => State::Done,
             Expected::Single => State::Single,
-            Expected::Results => State::Head,
+            Expected::Results | Expected::ResultsOrCursor => State::Head,
             Expected::Prepared => State::Prepared,
             Expected::Rest => State::Rows,
         };
         let ends_with_ok = caps.has(Caps::DEPRECATE_EOF);
+        let may_be_cursor = expected == Expected::ResultsOrCursor;
+        let said = Said::default();
         Answer {
             state,
             ends_with_ok,
+            may_be_cursor,
             skip: 0,
             continued: false,
             wants_file: false,
             sequence: 0,
-            said: Said::default(),
+            said,
         }
     }
 
@@ -205,7 +212,8 @@ impl Answer {
                     return self.fail(head);
                 }
                 self.heed_eof(head);
-                let has_cursor = self.said.status.is_some_and(|status| status.has(Status::CURSOR_EXISTS));
+                let has_cursor = self.may_be_cursor
+                    && self.said.status.is_some_and(|status| status.has(Status::CURSOR_EXISTS));
                 self.state = if has_cursor { self.after_result() } else { State::Rows };
             }
             State::Rows => match first {
@@ -367,8 +375,10 @@ mod tests {
     #[test]
     fn a_cursor_has_columns_and_no_rows() {
         let cursor = &[0xfe, 0, 0, 0x42, 0];
-        is_one_answer(Expected::Results, OLD, &[&[1], COLUMN, cursor]);
-        is_one_answer(Expected::Results, NEW, &[&[1], COLUMN, &[0xfe, 0, 0, 0x42, 0, 0, 0]]);
+        is_one_answer(Expected::ResultsOrCursor, OLD, &[&[1], COLUMN, cursor]);
+        is_one_answer(Expected::ResultsOrCursor, NEW, &[&[1], COLUMN, &[0xfe, 0, 0, 0x42, 0, 0, 0]]);
+        // A procedure's own, of which the client knows nothing.
+        is_one_answer(Expected::Results, OLD, &[&[1], COLUMN, cursor, b"\x01a", EOF]);
     }
 
     #[test]

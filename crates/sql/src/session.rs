@@ -37,7 +37,7 @@ use crate::opening::Openings;
 use crate::packet::{ServerError, command, ok_packet};
 use crate::place::Places;
 use crate::threads::Given;
-use crate::token::{Presence, Slot, Slots};
+use crate::token::{Presence, Slot, Slots, Tokens};
 use crate::transaction::Transaction;
 use crate::warm::{Left, WARM_MAX, Warm};
 use crate::wire::Wire;
@@ -73,6 +73,7 @@ pub(crate) struct Sites {
     slots: Rc<Slots>,
     barrier: FilesBarrier,
     texts: Texts,
+    tokens: Tokens,
 }
 
 /// What becomes of statements that a pool cannot take as they are.
@@ -86,7 +87,7 @@ pub enum Texts {
 
 impl Sites {
     pub(crate) fn new(ways: Ways, slots: Rc<Slots>, sessions: Places, waiting: Places) -> Rc<Sites> {
-        Sites::with(ways, slots, sessions, waiting, Texts::ForPool, WARM_MAX)
+        Sites::with(ways, slots, sessions, waiting, Texts::ForPool, Tokens::Kept, WARM_MAX)
     }
 
     pub(crate) fn with(
@@ -95,11 +96,22 @@ impl Sites {
         sessions: Places,
         waiting: Places,
         texts: Texts,
+        tokens: Tokens,
         warm_max: usize,
     ) -> Rc<Sites> {
         let warm = Warm::new(ways.clone(), warm_max);
         let openings = Openings::new(ways.clone(), warm.clone());
-        Rc::new(Sites { ways, warm, openings, sessions, waiting, slots, barrier: FilesBarrier, texts })
+        Rc::new(Sites {
+            ways,
+            warm,
+            openings,
+            sessions,
+            waiting,
+            slots,
+            barrier: FilesBarrier,
+            texts,
+            tokens,
+        })
     }
 
     fn part(&self) -> Following {
@@ -260,6 +272,7 @@ impl Session {
         if !is_own {
             backend = Some(log_in_foreign(&sites, &site, &mut arrived).await?);
         }
+        let tokens = sites.tokens.presence();
         let mut session = Session {
             nonce: arrived.nonce,
             given: Given::new(sites.ways.threads.clone(), site.clone(), thread),
@@ -275,7 +288,7 @@ impl Session {
             carry: Carry::default(),
             transaction: Transaction::default(),
             slot: None,
-            tokens: Presence::default(),
+            tokens,
             warnings: None,
             row_count: None,
         };

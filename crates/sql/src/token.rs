@@ -72,17 +72,47 @@ impl Token {
     }
 }
 
+/// Whether writes are marked at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokens {
+    Kept,
+    /// There is no other member that could be asked (`alone`).
+    None,
+}
+
+impl Tokens {
+    pub(crate) fn presence(self) -> Presence {
+        match self {
+            Tokens::Kept => Presence::default(),
+            Tokens::None => Presence::Never,
+        }
+    }
+}
+
 /// Whether a site has its table.
-#[derive(Default)]
-pub(crate) struct Presence(Cell<Option<Instant>>);
+pub(crate) enum Presence {
+    Never,
+    MissedAt(Cell<Option<Instant>>),
+}
+
+impl Default for Presence {
+    fn default() -> Presence {
+        Presence::MissedAt(Cell::default())
+    }
+}
 
 impl Presence {
     pub(crate) fn is_there(&self) -> bool {
-        self.0.get().is_none_or(|missed| missed.elapsed() > ABSENT_FOR)
+        match self {
+            Presence::Never => false,
+            Presence::MissedAt(at) => at.get().is_none_or(|missed| missed.elapsed() > ABSENT_FOR),
+        }
     }
 
     pub(crate) fn was_missed(&self) {
-        self.0.set(Some(Instant::now()));
+        if let Presence::MissedAt(at) = self {
+            at.set(Some(Instant::now()));
+        }
     }
 }
 

@@ -146,7 +146,11 @@ impl Session {
             | command::RESET_CONNECTION => (PLAIN, None),
             _ => (UNKNOWN, None),
         };
-        Ok(Some(Work { command, expected, effect, reading, micros: now_micros() }))
+        let mut work = Work { command, expected, effect, reading, micros: now_micros() };
+        if opens_cursor(&work) {
+            work.expected = Expected::ResultsOrCursor;
+        }
+        Ok(Some(work))
     }
 
     /// Texts that a pool cannot take as they are.
