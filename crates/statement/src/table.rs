@@ -111,19 +111,16 @@ fn alter(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
     }
 }
 
-/// PRIMARY and KEY are reserved: as words they are nothing but a key's. KEY alone is a primary one when it is
-/// said of a column.
+/// KEY is reserved: as a word it is nothing but a key's. It is a primary one behind PRIMARY, and when it is said
+/// of a column.
 fn makes_primary_key(clause: &[Token]) -> bool {
+    use Word::*;
     clause.windows(2).any(|two| {
         let [before, token] = two else { return false };
-        token.word == Word::Primary
-            || (token.word == Word::Key
-                && !before.is(b'(')
-                && !before.is(b',')
-                && !matches!(
-                    before.word,
-                    Word::Add | Word::Unique | Word::Foreign | Word::Fulltext | Word::Spatial | Word::By
-                ))
+        token.word == Key
+            && !before.is(b'(')
+            && !before.is(b',')
+            && !matches!(before.word, Add | Unique | Foreign | Fulltext | Spatial | By)
     })
 }
 
