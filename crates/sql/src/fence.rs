@@ -42,7 +42,7 @@ impl Fences {
             state.open += usize::from(is_open);
             is_open
         });
-        entered.then_some(Entered { fence, epoch })
+        entered.then(|| Entered { fence, epoch })
     }
 
     /// Lets nobody in any more, and returns when everybody has left.
