@@ -277,7 +277,8 @@ mod tests {
     fn the_same_statement_of_two_servers_is_one() {
         let mut sum = Metered { top: vec![top("a", 5), top("b", 4)], ..Metered::default() };
         sum.add(Metered { top: vec![top("b", 3)], ..Metered::default() });
-        let seen: Vec<_> = sum.top.iter().map(|one| (&one.digest[..], one.time.0, one.count, one.rows)).collect();
+        let seen: Vec<_> =
+            sum.top.iter().map(|one| (&one.digest[..], one.time.0, one.count, one.rows)).collect();
         assert_eq!(seen, [("b", 7, 4, 6), ("a", 5, 2, 3)]);
     }
 

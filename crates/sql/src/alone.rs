@@ -22,6 +22,7 @@ use tokio::task::spawn_local;
 use tokio_rustls::TlsAcceptor;
 
 use crate::backend::Ways;
+use crate::budget::Budgets;
 use crate::fence::Fences;
 use crate::listen::{Listener, accept};
 pub use crate::member::Endpoint;
@@ -53,7 +54,7 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
         let writer = RoutedWriter { server: server.clone(), relay: nowhere, epoch: 1, former: None };
         let sites = endpoints.keys().map(|site| {
             let writer = Some(writer.clone());
-            (site.clone(), SqlSite { number: 1, writer, database: Some(account.clone()) })
+            (site.clone(), SqlSite { number: 1, writer, database: Some(account.clone()), limits: Default::default() })
         });
         let part = SqlPart {
             server: server.clone(),
@@ -67,7 +68,13 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
         let reach = Reach::Alone(Arc::new(endpoints));
         let ways = Ways { identity, part, fences: Fences::default(), reach, tls };
         let slots = Slots::new(server, 0);
-        let sites = Sites::new(ways, slots, Places::new(EACH_SITE_MAX), Places::new(WAITING_MAX));
+        let sites = Sites::new(
+            ways,
+            slots,
+            Places::new(EACH_SITE_MAX),
+            Places::new(WAITING_MAX),
+            Budgets::default(),
+        );
         spawn_local(sites.warm.clone().sweep());
         for (number, (door, _)) in doors.into_iter().enumerate() {
             let listener = match door {

@@ -14,9 +14,11 @@ pub mod alone;
 mod answer;
 mod backend;
 mod barrier;
+mod budget;
 mod caps;
 mod carry;
 mod compress;
+mod digests;
 mod effect;
 mod fence;
 mod handshake;
@@ -24,12 +26,16 @@ mod inbox;
 mod listen;
 mod login;
 mod member;
+mod meter;
+mod metrics;
 mod netns;
 mod opening;
 mod packet;
 mod place;
 mod relay;
 mod session;
+mod slow;
+mod status;
 mod token;
 mod transaction;
 mod warm;
@@ -38,6 +44,7 @@ mod worker;
 mod writer;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use kopek_core::config::{Dirs, SQL_PORT, ServerConfig};
 use kopek_core::part::SqlPart;
@@ -48,6 +55,7 @@ use tokio::sync::watch;
 use crate::backend::Ways;
 use crate::fence::Fences;
 use crate::member::Reach;
+use crate::status::Status;
 
 /// What the agent said last; nothing before it said anything.
 type Following = watch::Receiver<Option<SqlPart>>;
@@ -58,6 +66,8 @@ pub enum SqlError {
     Identity(#[from] IdentityError),
     #[error("cannot listen on {address} for other servers: {source}; is another `kopek sql` running?")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot make the socket {path}")]
+    Status { path: PathBuf, source: std::io::Error },
     #[error("cannot start a thread of sql")]
     Thread(#[source] std::io::Error),
 }
@@ -72,7 +82,13 @@ pub async fn run(dirs: Dirs, config: ServerConfig) -> Result<(), SqlError> {
     let tls = identity.open_acceptor();
     let (part, fences) = (following.part.clone(), Fences::default());
     let ways = Ways { identity, part, fences, reach: Reach::Cell, tls };
-    let _workers = worker::start(&ways, &config.name).map_err(SqlError::Thread)?;
-    relay::serve_peers(ways, peers).await;
+    let path = dirs.sql_socket();
+    let asked = status::bind(&path).map_err(|source| SqlError::Status { path, source })?;
+    let workers = worker::start(&ways, &config.name).map_err(SqlError::Thread)?;
+    let status = Status { server: config.name, workers: workers.questions.clone() };
+    tokio::select! {
+        () = relay::serve_peers(ways, peers) => {}
+        () = status::serve(asked, status) => unreachable!("the status socket is served for ever"),
+    }
     Ok(())
 }

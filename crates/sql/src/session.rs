@@ -29,11 +29,13 @@ use tracing::{debug, info, warn};
 use crate::Following;
 use crate::backend::{Backend, OpenError, Shape, Ways};
 use crate::barrier::FilesBarrier;
+use crate::budget::Budgets;
 use crate::caps::{Caps, Status};
 use crate::carry::{BringError, Carry};
 use crate::handshake::Login;
 use crate::inbox;
 use crate::login::{Arrived, LoginError, denied, greet};
+use crate::meter::{Client, Meters};
 use crate::opening::Openings;
 use crate::packet::{ServerError, command, ok_packet};
 use crate::place::Places;
@@ -45,6 +47,7 @@ use crate::writer::{account_of, is_same, news, writer_of};
 
 mod attempt;
 mod execute;
+mod interrupt;
 mod repeat;
 
 /// Connections of one site through this server. A web server's default is 150 workers; jobs and a second
@@ -67,6 +70,7 @@ const CLIENT_STALL: Duration = Duration::from_secs(60);
 pub(crate) struct Sites {
     pub(crate) ways: Ways,
     pub(crate) warm: Rc<Warm>,
+    pub(crate) meters: Rc<Meters>,
     openings: Openings,
     sessions: Places,
     waiting: Places,
@@ -75,10 +79,17 @@ pub(crate) struct Sites {
 }
 
 impl Sites {
-    pub(crate) fn new(ways: Ways, slots: Rc<Slots>, sessions: Places, waiting: Places) -> Rc<Sites> {
+    pub(crate) fn new(
+        ways: Ways,
+        slots: Rc<Slots>,
+        sessions: Places,
+        waiting: Places,
+        budgets: Budgets,
+    ) -> Rc<Sites> {
         let warm = Warm::new(ways.clone());
         let openings = Openings::new(ways.clone(), warm.clone());
-        Rc::new(Sites { ways, warm, openings, sessions, waiting, slots, barrier: FilesBarrier })
+        let meters = Meters::new(ways.part.clone(), budgets);
+        Rc::new(Sites { ways, warm, meters, openings, sessions, waiting, slots, barrier: FilesBarrier })
     }
 
     fn part(&self) -> Following {
@@ -139,16 +150,24 @@ fn too_many(site: &SiteName) -> ServerError {
     ServerError::new(1040, b"08004", format!("Too many connections of site {site} on this server"))
 }
 
+/// MySQL's words for an account with `max_user_connections`, after its login as there.
+fn too_many_of(login: &Login) -> ServerError {
+    let user = String::from_utf8_lossy(&login.user);
+    let text = format!("User {user} already has more than 'max_user_connections' active connections");
+    ServerError::new(1203, b"42000", text)
+}
+
 /// From accepting to closing.
 pub(crate) async fn serve(sites: Rc<Sites>, client: Wire, site: SiteName) {
     let mut client = client;
-    let Some(_place) = sites.sessions.take(&site) else {
+    let Some(place) = sites.sessions.take(&site) else {
+        sites.meters.of(&site).count(|counts| counts.refused_connections += 1);
         debug!(%site, "client turned away: too many connections");
         let _ = client.send(&too_many(&site).packet_before_greeting()).await;
         let _ = client.end().await;
         return;
     };
-    let mut session = match Session::begin(sites, client, site.clone()).await {
+    let mut session = match Session::begin(sites, client, site.clone(), place.nth).await {
         Ok(session) => session,
         Err(LoginError::Broken(error)) => return debug!(%site, %error, "a client left in its login"),
         Err(error) => return info!(%site, %error, "login failed"),
@@ -184,10 +203,17 @@ pub(crate) struct Session {
     warnings: Option<Bytes>,
     /// ROW_COUNT() of such a statement.
     row_count: Option<i64>,
+    metered: Client,
 }
 
 impl Session {
-    async fn begin(sites: Rc<Sites>, mut client: Wire, site: SiteName) -> Result<Session, LoginError> {
+    /// `nth` of the site's connections.
+    async fn begin(
+        sites: Rc<Sites>,
+        mut client: Wire,
+        site: SiteName,
+        nth: usize,
+    ) -> Result<Session, LoginError> {
         let facts = match sites.warm.facts(&site) {
             Some(facts) => facts,
             None => first_facts(&sites, &mut client, &site).await?,
@@ -216,6 +242,13 @@ impl Session {
                 arrived.refuse(&error).await?;
                 return Err(LoginError::Denied { user: own.user.clone() });
             }
+        }
+        let meter = sites.meters.of(&site);
+        if meter.limits().connections.is_some_and(|most| nth > most as usize) {
+            likely.map(give_back);
+            meter.count(|counts| counts.refused_connections += 1);
+            arrived.refuse(&too_many_of(&arrived.login)).await?;
+            return Err(LoginError::TooMany);
         }
         let mut shape = Shape::of(&arrived.login);
         let own_schema = account.as_ref().map(|(_, own)| own.name.as_bytes());
@@ -250,6 +283,7 @@ impl Session {
             tokens: Presence::default(),
             warnings: None,
             row_count: None,
+            metered: Client::new(meter),
         };
         if is_own {
             if let Some(schema) = asked_schema
@@ -267,7 +301,11 @@ impl Session {
 
     async fn run(&mut self) -> Result<(), End> {
         while let Some(command) = self.next_command().await? {
-            match self.answer(command).await {
+            let answered = self.answer(command).await;
+            if matches!(&answered, Err(end) if !matches!(end, End::Client(_))) {
+                self.metered.meter.failed(self.client.take_traffic());
+            }
+            match answered {
                 Ok(Flow::On) => {}
                 Ok(Flow::Over) => return Ok(()),
                 Err(End::RolledBack) => self.roll_back().await?,

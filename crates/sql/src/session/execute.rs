@@ -8,7 +8,7 @@
 //! A write on its own becomes a transaction with a token, because otherwise nobody could tell after the loss of
 //! its writer whether it had taken place.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kopek_core::part::site_loopback;
@@ -33,6 +33,8 @@ use crate::transaction::{Done, Seen, now_micros};
 use crate::warm::Left;
 use crate::writer::changed_from;
 
+mod note;
+
 /// A transaction that fails by others' deadlocks is done again so often.
 const PASSING_MAX: u32 = 5;
 /// Nor is anything repeated more often than this after lost writers.
@@ -50,6 +52,8 @@ pub(super) struct Work {
     reading: Option<Reading>,
     /// First sent at.
     micros: u64,
+    /// When it came.
+    at: Instant,
 }
 
 impl Work {
@@ -76,6 +80,10 @@ impl Session {
                 return Ok(Flow::On);
             }
             _ => {}
+        }
+        if let Some(error) = self.refusal(&command) {
+            self.tell(&error.packet(1)).await?;
+            return Ok(Flow::On);
         }
         let saved = (self.warnings.take(), self.row_count.take());
         let Some(work) = self.understand(command, saved).await? else { return Ok(Flow::On) };
@@ -132,7 +140,7 @@ impl Session {
             | command::RESET_CONNECTION => (PLAIN, None),
             _ => (UNKNOWN, None),
         };
-        Ok(Some(Work { command, expected, effect, reading, micros: now_micros() }))
+        Ok(Some(Work { command, expected, effect, reading, micros: now_micros(), at: Instant::now() }))
     }
 
     /// Texts that a pool cannot take as they are.
@@ -189,7 +197,8 @@ impl Session {
 
     async fn write_alone(&mut self, work: Work) -> Result<(), End> {
         let mut passing = 0;
-        for _ in 0..TRIES_MAX {
+        for tried in 0..TRIES_MAX {
+            self.metered.meter.count(|counts| counts.repeated_statements += u64::from(tried > 0));
             self.ready().await?;
             let token = self.new_token();
             let mut shown = Shown::default();
@@ -343,7 +352,8 @@ impl Session {
     async fn execute(&mut self, mut work: Work) -> Result<(), End> {
         let mut shown = Shown::default();
         let mut passing = 0;
-        for _ in 0..TRIES_MAX {
+        for tried in 0..TRIES_MAX {
+            self.metered.meter.count(|counts| counts.repeated_statements += u64::from(tried > 0));
             match self.ready().await {
                 Err(End::RolledBack) if !shown.is_nothing() => return Err(lost("its transaction went another way")),
                 other => other?,
@@ -378,6 +388,7 @@ impl Session {
                 }
                 Ending::Withheld { answer, said } if said.error.is_some_and(is_passing) => {
                     self.tell(&answer).await?;
+                    self.note(&work, &said);
                     self.end_transaction();
                     self.status = Status(self.status.0 & !Status::IN_TRANSACTION.0);
                     return Ok(());
@@ -467,6 +478,7 @@ impl Session {
         if committed {
             self.status = Status(self.status.0 & !Status::IN_TRANSACTION.0);
             self.tell(&ok_packet(1, self.status)).await?;
+            self.note(work, &Said::default());
             self.end_transaction();
         }
         Ok(committed)
@@ -537,6 +549,7 @@ impl Session {
 
     /// What the session keeps of a command.
     fn keep(&mut self, work: &Work, said: &Said) {
+        self.note(work, said);
         self.status = said.status.unwrap_or(self.status);
         if said.error.is_some() {
             return;
