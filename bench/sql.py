@@ -17,7 +17,11 @@ import time
 from pathlib import Path
 
 MEMBER, HERE = "10.213.7.2", "10.213.7.1"
-PORT, HAPROXY, SQL = 3397, 3398, 3399
+# The same member at the end of a wire with a delay, see wire.py.
+FAR, NEAR = "10.213.7.6", "10.213.7.5"
+# Half of the 0.2 ms that a packet and its answer take between two servers of a rack with a gigabit switch.
+DELAY_US = 100
+PORT, HAPROXY, HAPROXY_WIDE, SQL, SQL_FAR = 3397, 3398, 3401, 3399, 3400
 USER, PASSWORD, SCHEMA = "bench", "secret", "bench"
 
 
@@ -58,7 +62,7 @@ class Stage:
         env = {**os.environ, "TMPDIR": str(self.folder)}
         run(["mariadb-install-db", "--no-defaults", "--user=mysql", "--skip-test-db",
              "--auth-root-authentication-method=normal", f"--datadir={data}"], env=env)
-        member = ["mariadbd", "--no-defaults", "--user=mysql", "--skip-name-resolve", f"--bind-address={MEMBER}", f"--port={PORT}",
+        member = ["mariadbd", "--no-defaults", "--user=mysql", "--skip-name-resolve", f"--bind-address=0.0.0.0", f"--port={PORT}",
                   f"--datadir={data}", f"--socket={root}", f"--pid-file={self.folder}/pid", "--max-connections=2000"]
         self.start(["ip", "netns", "exec", self.namespace, *member], env=env)
         wait(lambda: subprocess.run(["mariadb", "--no-defaults", "-uroot", "-S", root, "-e", "SELECT 1"], capture_output=True).returncode == 0)
@@ -66,17 +70,24 @@ class Stage:
              f"CREATE DATABASE {SCHEMA}; CREATE USER {USER}@'%' IDENTIFIED BY '{PASSWORD}'; GRANT ALL ON {SCHEMA}.* TO {USER}@'%';"
              "CREATE DATABASE kopek; CREATE TABLE kopek.site_1 (slot BIGINT UNSIGNED PRIMARY KEY, token BIGINT UNSIGNED NOT NULL);"
              f"GRANT SELECT, INSERT, UPDATE ON kopek.site_1 TO {USER}@'%'"])
-        config = self.folder / "haproxy.cfg"
-        config.write_text(f"global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
-                          f"frontend f\n  bind 127.0.0.1:{HAPROXY}\n  default_backend b\nbackend b\n  server m {MEMBER}:{PORT}\n")
-        self.haproxy = self.start(["haproxy", "-db", "-f", config])
-        account = ["--user", USER, "--password", PASSWORD, "--schema", SCHEMA]
+        self.haproxy = self.start_haproxy(HAPROXY, "  nbthread 1\n")
+        self.haproxy_wide = self.start_haproxy(HAPROXY_WIDE, "")
+        # As in a cell: warm backends and commit tokens.
+        account = ["--user", USER, "--password", PASSWORD, "--schema", SCHEMA, "--texts", "pool", "--tokens", "kept", "--warm", "32"]
         self.sql = self.start([self.alone, "--listen-port", str(SQL), "--member", f"{MEMBER}:{PORT}", *account], stdin=subprocess.PIPE)
+        self.wire = self.start([Path(__file__).parent / "wire.py", self.namespace, NEAR, FAR, DELAY_US], stdin=subprocess.PIPE)
+        self.start([self.alone, "--listen-port", str(SQL_FAR), "--member", f"{FAR}:{PORT}", *account], stdin=subprocess.PIPE)
         # By the socket, as an instance has it, to the same member.
         self.door = self.start([self.alone, "--listen-socket", self.socket, "--member-socket", root, *account], stdin=subprocess.PIPE)
-        for port in (HAPROXY, SQL):
+        for port in (HAPROXY, SQL, SQL_FAR):
             wait(lambda: Client(("127.0.0.1", port)))
         wait(self.socket.exists)
+
+    def start_haproxy(self, port, threads):
+        config = self.folder / f"haproxy-{port}.cfg"
+        config.write_text(f"global\n{threads}  maxconn 4000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
+                          f"frontend f\n  bind 127.0.0.1:{port}\n  default_backend b\nbackend b\n  server m {MEMBER}:{PORT}\n")
+        return self.start(["haproxy", "-db", "-f", config])
 
     def start(self, command, **how):
         process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **how)
@@ -93,26 +104,32 @@ class Stage:
 
 
 def point_selects(stage, options):
-    def sysbench(port, *words):
-        common = ["--db-driver=mysql", "--mysql-host=127.0.0.1", f"--mysql-port={port}", f"--mysql-user={USER}", f"--mysql-password={PASSWORD}",
-                  f"--mysql-db={SCHEMA}", "--tables=1", "--table-size=10000", "--db-ps-mode=disable"]
+    account = [f"--mysql-user={USER}", f"--mysql-password={PASSWORD}", f"--mysql-db={SCHEMA}"]
+    def sysbench(door, *words):
+        at = [f"--mysql-socket={door}"] if isinstance(door, Path) else ["--mysql-host=127.0.0.1", f"--mysql-port={door}"]
+        common = ["--db-driver=mysql", *at, *account, "--tables=1", "--table-size=10000", "--db-ps-mode=disable"]
         return run(["sysbench", "oltp_point_select", *common, *words])
     sysbench(HAPROXY, "prepare")
-    speeds, costs = {"haproxy": [], "sql": []}, {"haproxy": [], "sql": []}
+    fronts = {"haproxy": (HAPROXY, stage.haproxy), "haproxy, a thread per core": (HAPROXY_WIDE, stage.haproxy_wide),
+              "sql": (SQL, stage.sql), "sql, by sockets": (stage.socket, stage.door)}
+    speeds, costs = ({name: [] for name in fronts} for _ in range(2))
     for _ in range(options.rounds):
-        for name, port, process in (("haproxy", HAPROXY, stage.haproxy), ("sql", SQL, stage.sql)):
+        for name, (door, process) in fronts.items():
             before = cpu_seconds(process.pid)
-            out = sysbench(port, "--threads=16", f"--time={options.seconds}", "run")
+            out = sysbench(door, "--threads=16", f"--time={options.seconds}", "run")
             queries = int(re.search(r"queries:\s+(\d+)", out)[1])
             speeds[name].append(queries / options.seconds)
             costs[name].append((cpu_seconds(process.pid) - before) / queries * 1e6)
     speed, cost = ({name: statistics.median(values) for name, values in each.items()} for each in (speeds, costs))
-    return [("point selects, 16 connections, against HAProxy (TCP)", "≥ 1.0×",
-             f"{speed['sql'] / speed['haproxy']:.2f}× ({speed['sql']:.0f}/s, {speed['haproxy']:.0f}/s)"),
-            ("its processor time a query", "≤ 0.8×", f"{cost['sql'] / cost['haproxy']:.2f}× ({cost['sql']:.1f} µs, {cost['haproxy']:.1f} µs)")]
+    def rows(ours, theirs, goals=("", "")):
+        return [(f"point selects, 16 connections: {ours} against {theirs} (TCP)", goals[0],
+                 f"{speed[ours] / speed[theirs]:.2f}× ({speed[ours]:.0f}/s, {speed[theirs]:.0f}/s)"),
+                ("its processor time a query", goals[1], f"{cost[ours] / cost[theirs]:.2f}× ({cost[ours]:.1f} µs, {cost[theirs]:.1f} µs)")]
+    # `alone` has one thread. In a cell clients come by the socket, and a third of the sites has its writer at home.
+    return [*rows("sql", "haproxy", ("≥ 1.0×", "≤ 0.8×")), *rows("sql", "haproxy, a thread per core"), *rows("sql, by sockets", "haproxy")]
 
 
-def connects(stage, count=2000):
+def connects(stage, count=1000):
     def rate(address):
         for _ in range(50):
             Client(address).query("SELECT 1").quit()
@@ -120,10 +137,13 @@ def connects(stage, count=2000):
         for _ in range(count):
             Client(address).query("SELECT 1").quit()
         return count / (time.perf_counter() - began)
-    rounds = [(rate(("127.0.0.1", SQL)), rate((MEMBER, PORT))) for _ in range(3)]
-    ours, direct = (statistics.median(each) for each in zip(*rounds))
-    return [("connect, log in, one query, quit, against direct TCP to another server", "≥ 1.5×",
-             f"{ours / direct:.2f}× ({ours:.0f}/s, {direct:.0f}/s)")]
+    def row(wire, goal, ours, direct):
+        rounds = [(rate(ours), rate(direct)) for _ in range(3)]
+        ours, direct = (statistics.median(each) for each in zip(*rounds))
+        return (f"connect, log in, one query, quit, against direct TCP to another server {wire}", goal,
+                f"{ours / direct:.2f}× ({ours:.0f}/s, {direct:.0f}/s)")
+    return [row(f"{2 * DELAY_US / 1000} ms away", "≥ 1.5×", ("127.0.0.1", SQL_FAR), (FAR, PORT)),
+            row("with no wire between", "", ("127.0.0.1", SQL), (MEMBER, PORT))]
 
 
 def latency(stage, count=20000):

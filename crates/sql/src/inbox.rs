@@ -59,7 +59,11 @@ pub(crate) async fn take(client: &mut Wire) -> io::Result<Command> {
     let (length, _) = header(&client.input).expect("a header is there");
     let held = if length <= WHOLE_MAX { length } else { HEAD };
     client.fill_to(HEADER + held).await?;
-    let packet = client.input.split_to(HEADER + held);
+    let packet = match client.input.len() == HEADER + held {
+        // As nearly always: nothing else has come, and the room need not be shared.
+        true => std::mem::take(&mut client.input),
+        false => client.input.split_to(HEADER + held),
+    };
     let rest = match length - held {
         0 => Rest::Nothing,
         left => Rest::Bytes { left, is_full: length == FULL },

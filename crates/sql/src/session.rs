@@ -182,7 +182,8 @@ pub(crate) async fn serve(sites: Rc<Sites>, client: Wire, site: SiteName) {
         let _ = client.end().await;
         return;
     };
-    let mut session = match Session::begin(sites, client, site.clone()).await {
+    // In a box of its own, as all that is rare: an idle connection then takes a third of the room.
+    let mut session = match Box::pin(Session::begin(sites, client, site.clone())).await {
         Ok(session) => session,
         Err(LoginError::Broken(error)) => return debug!(%site, %error, "a client left in its login"),
         Err(error) => return info!(%site, %error, "login failed"),
@@ -200,6 +201,8 @@ pub(crate) struct Session {
     sites: Rc<Sites>,
     site: SiteName,
     number: u32,
+    /// Before the names of its locks: other sites of the pool have locks of the same names.
+    lock_prefix: String,
     client: Wire,
     login: Login,
     /// What a backend has to be like for this client.
@@ -281,6 +284,7 @@ impl Session {
             sites,
             site,
             number,
+            lock_prefix: format!("kopek{number}."),
             shape,
             is_foreign: !is_own,
             backend,
@@ -435,7 +439,7 @@ impl Session {
             return Err(End::Lost { why: format!("the session has {why}") });
         }
         let deadline = Instant::now() + WAIT_LIMIT;
-        let attaching = self.attach();
+        let attaching = Box::pin(self.attach());
         timeout_at(deadline, attaching).await.unwrap_or(Err(End::NoWriter))
     }
 
@@ -515,7 +519,7 @@ impl Session {
     }
 
     async fn tell(&mut self, bytes: &[u8]) -> Result<(), End> {
-        timeout(CLIENT_STALL, self.client.send(bytes)).await.map_err(|_| End::Stalled)??;
+        self.client.send_within(CLIENT_STALL, bytes).await.map_err(|_| End::Stalled)??;
         Ok(())
     }
 

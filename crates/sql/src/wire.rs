@@ -1,12 +1,17 @@
 //! One side's connection and what has been read from it and not used yet. Every wait can be given up without
 //! losing a byte. Used for clients and for members alike.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 
 use crate::packet::{HEADER, header};
 
@@ -16,7 +21,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Read at once at most. An answer of many rows is passed on in pieces of this size.
 const READ: usize = 16 * 1024;
 /// An idle connection keeps no more than this: there may be thousands.
-const READ_IDLE: usize = 512;
+const KEPT_IDLE: usize = 512;
+
+thread_local! {
+    /// What every connection of this thread reads into: so one that waits has no room of its own.
+    static LANDING: RefCell<Box<[u8; READ]>> = RefCell::new(Box::new([0; READ]));
+}
 
 pub(crate) struct Wire {
     stream: Box<dyn Stream>,
@@ -40,21 +50,24 @@ impl Wire {
 
     /// Reads more. 0: the other side has ended.
     pub(crate) async fn fill(&mut self) -> io::Result<usize> {
-        if self.input.capacity() - self.input.len() < READ / 4 {
-            self.input.reserve(READ);
-        }
-        self.stream.read_buf(&mut self.input).await
+        let Wire { stream, input } = self;
+        poll_fn(|cx| {
+            LANDING.with_borrow_mut(|landing| {
+                let mut landed = ReadBuf::new(&mut landing[..]);
+                std::task::ready!(Pin::new(&mut *stream).poll_read(cx, &mut landed))?;
+                input.extend_from_slice(landed.filled());
+                Poll::Ready(Ok(landed.filled().len()))
+            })
+        })
+        .await
     }
 
     /// Waits for the next bytes with as little memory as can be.
     pub(crate) async fn fill_after_idling(&mut self) -> io::Result<usize> {
-        if self.input.is_empty() && self.input.capacity() > READ_IDLE {
+        if self.input.is_empty() && self.input.capacity() > KEPT_IDLE {
             self.input = BytesMut::new();
         }
-        if self.input.capacity() == self.input.len() {
-            self.input.reserve(READ_IDLE);
-        }
-        self.stream.read_buf(&mut self.input).await
+        self.fill().await
     }
 
     /// Waits until at least `count` bytes are there.
@@ -85,6 +98,20 @@ impl Wire {
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await?;
         self.stream.flush().await
+    }
+
+    /// The same, given up after a time. Nearly always there is room at once, and no clock is asked.
+    pub(crate) async fn send_within(
+        &mut self,
+        limit: Duration,
+        bytes: &[u8],
+    ) -> Result<io::Result<()>, Elapsed> {
+        let mut sending = pin!(self.send(bytes));
+        let at_once = poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
+        match at_once {
+            Poll::Ready(sent) => Ok(sent),
+            Poll::Pending => timeout(limit, sending).await,
+        }
     }
 
     /// Whether the other side has neither ended nor said anything: an idle connection as it should be.

@@ -7,10 +7,11 @@ use std::pin::pin;
 
 use blake3::Hasher;
 use bytes::{Buf, BytesMut};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::{CLIENT_STALL, End, GRACE, Session, WAIT_LIMIT, until};
 use crate::answer::{Answer, Expected, Next, Said};
+use crate::caps::Status;
 use crate::inbox;
 use crate::transaction::Seen;
 use crate::wire::Wire;
@@ -44,10 +45,22 @@ pub(super) struct Shown {
     hasher: Hasher,
     /// In a repetition: what has to be the same, as long as it was not reached.
     must: Option<Seen>,
+    /// Its last bytes went out unhashed: nothing will be compared with them.
+    is_forgotten: bool,
+}
+
+/// What an answer's last bytes are needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// The answer goes on, or its transaction may be repeated.
+    Kept,
+    /// The answer is whole and stands alone.
+    Needless,
 }
 
 impl Shown {
     pub(super) fn seen(&self) -> Seen {
+        assert!(!self.is_forgotten, "an answer that stood alone is not kept for a repetition");
         Seen { bytes: self.bytes, hash: self.hasher.finalize() }
     }
 
@@ -62,7 +75,7 @@ impl Shown {
     }
 
     /// Shows bytes to the client, but for those that it has seen.
-    async fn show(&mut self, client: &mut Wire, bytes: &[u8]) -> Result<(), End> {
+    async fn show(&mut self, client: &mut Wire, bytes: &[u8], memory: Memory) -> Result<(), End> {
         let mut new = bytes;
         if let Some(must) = self.must {
             let left = usize::try_from(must.bytes - self.bytes).unwrap_or(usize::MAX);
@@ -80,9 +93,12 @@ impl Shown {
         if new.is_empty() {
             return Ok(());
         }
-        self.hasher.update(new);
+        match memory {
+            Memory::Kept => drop(self.hasher.update(new)),
+            Memory::Needless => self.is_forgotten = true,
+        }
         self.bytes += new.len() as u64;
-        timeout(CLIENT_STALL, client.send(new)).await.map_err(|_| End::Stalled)??;
+        client.send_within(CLIENT_STALL, new).await.map_err(|_| End::Stalled)??;
         Ok(())
     }
 }
@@ -134,15 +150,18 @@ impl Session {
             let passing_error = next == Next::Done
                 && shown.is_nothing()
                 && answer.said().error.is_some_and(|code| is_passing(code) || is_leaving(code));
+            let stands_alone = next == Next::Done
+                && answer.said().status.is_some_and(|status| !status.has(Status::IN_TRANSACTION));
+            let memory = if stands_alone { Memory::Needless } else { Memory::Kept };
             if holds && held.len() + count > HELD_MAX {
                 holds = false;
-                shown.show(client, &held).await?;
+                shown.show(client, &held, Memory::Kept).await?;
                 held.clear();
             }
             if holds || passing_error {
                 held.extend_from_slice(&member.input[..count]);
             } else if count > 0 {
-                shown.show(client, &member.input[..count]).await?;
+                shown.show(client, &member.input[..count], memory).await?;
             }
             member.input.advance(count);
             match next {

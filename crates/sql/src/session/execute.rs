@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use kopek_core::desired::Database;
 use kopek_statement::{Kind, Marks, Reading, adapted, read, with_row_count};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::debug;
 
 use super::attempt::{Ending, Shown, Withhold, is_leaving, is_passing};
@@ -74,11 +74,11 @@ impl Session {
                 return Ok(Flow::On);
             }
             command::CHANGE_USER => {
-                self.change_user(&command).await?;
+                Box::pin(self.change_user(&command)).await?;
                 return Ok(Flow::On);
             }
             command::BINLOG_DUMP | command::TABLE_DUMP => {
-                self.pass_replication(&command).await?;
+                Box::pin(self.pass_replication(&command)).await?;
                 return Ok(Flow::Over);
             }
             command::PROCESS_KILL => self.kill_actual(&mut command),
@@ -94,7 +94,7 @@ impl Session {
             self.sites.warm.forget(&self.site);
         }
         if self.may_be_wrapped(&work) {
-            self.write_alone(work).await?;
+            Box::pin(self.write_alone(work)).await?;
         } else {
             self.execute(work).await?;
         }
@@ -168,7 +168,7 @@ impl Session {
                 with_row_count(text, self.dialect(), rows)
             }
             _ if self.sites.texts == Texts::AsTheyAre => None,
-            _ => adapted(text, reading, self.dialect(), &format!("kopek{}.", self.number)),
+            _ => adapted(text, reading, self.dialect(), &self.lock_prefix),
         };
         if let Some(other) = other
             && other.len() < inbox::WHOLE_MAX
@@ -400,7 +400,7 @@ impl Session {
                 {
                     passing += 1;
                     sleep(DEADLOCK_PAUSE * passing).await;
-                    if self.transaction.is_open && !self.repeat_transaction().await? {
+                    if self.transaction.is_open && !Box::pin(self.repeat_transaction()).await? {
                         self.backend = None;
                     }
                 }
@@ -413,7 +413,7 @@ impl Session {
                 // A leaving member's error, or a lost member.
                 Ending::Withheld { .. } | Ending::Lost => {
                     self.backend = None;
-                    if self.settle_commit(&work, commit, former, &shown).await? {
+                    if Box::pin(self.settle_commit(&work, commit, former, &shown)).await? {
                         return Ok(());
                     }
                     if let Some(why) = self.why_not_again(&work) {
@@ -640,7 +640,7 @@ impl Session {
         loop {
             if !backend.wire.input.is_empty() {
                 let bytes = backend.wire.input.split();
-                timeout(CLIENT_STALL, client.send(&bytes)).await.map_err(|_| End::Stalled)??;
+                client.send_within(CLIENT_STALL, &bytes).await.map_err(|_| End::Stalled)??;
             }
             if !client.input.is_empty() {
                 backend.wire.send(&client.input.split()).await?;
