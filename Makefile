@@ -52,6 +52,8 @@ differential-short: ## the part of them that leans most on the protocol
 
 bench: setup ## speed and size, as ratios taken in one run
 	cargo build --release -p kopek
+	cargo build --release -p kopek-sql --example alone
+	bench/sql.py --alone $(CARGO_TARGET_DIR)/release/examples/alone
 	bench/run.py --kopek $(CARGO_TARGET_DIR)/release/kopek
 
 chaos-db: setup ## the database under faults, judged by what clients saw; a long run (FAULTS=200 SEED=n)

@@ -21,8 +21,10 @@ MEMBER, HERE = "10.213.7.2", "10.213.7.1"
 FAR, NEAR = "10.213.7.6", "10.213.7.5"
 # Half of the 0.2 ms that a packet and its answer take between two servers of a rack with a gigabit switch.
 DELAY_US = 100
-PORT, HAPROXY, HAPROXY_WIDE, SQL, SQL_FAR = 3397, 3398, 3401, 3399, 3400
+PORT, HAPROXY, HAPROXY_WIDE, SQL, SQL_FAR, SQL_COUNTED = 3397, 3398, 3401, 3399, 3400, 3402
 USER, PASSWORD, SCHEMA = "bench", "secret", "bench"
+# With warm backends, adapted texts and commit tokens.
+AS_IN_A_CELL = ["--user", USER, "--password", PASSWORD, "--schema", SCHEMA, "--texts", "pool", "--tokens", "kept", "--warm", "32"]
 
 
 def main():
@@ -38,7 +40,7 @@ def main():
     stage = Stage(folder, options.alone.resolve())
     try:
         stage.set_up()
-        rows = [point_selects(stage, options), connects(stage), latency(stage), idle(stage)]
+        rows = [point_selects(stage, options), instructions(stage), connects(stage), latency(stage), idle(stage)]
     finally:
         stage.take_down()
     for row in rows:
@@ -72,16 +74,17 @@ class Stage:
              f"GRANT SELECT, INSERT, UPDATE ON kopek.site_1 TO {USER}@'%'"])
         self.haproxy = self.start_haproxy(HAPROXY, "  nbthread 1\n")
         self.haproxy_wide = self.start_haproxy(HAPROXY_WIDE, "")
-        # As in a cell: warm backends and commit tokens.
-        account = ["--user", USER, "--password", PASSWORD, "--schema", SCHEMA, "--texts", "pool", "--tokens", "kept", "--warm", "32"]
-        self.sql = self.start([self.alone, "--listen-port", str(SQL), "--member", f"{MEMBER}:{PORT}", *account], stdin=subprocess.PIPE)
+        self.sql = self.start(self.member(SQL), stdin=subprocess.PIPE)
         self.wire = self.start([Path(__file__).parent / "wire.py", self.namespace, NEAR, FAR, DELAY_US], stdin=subprocess.PIPE)
-        self.start([self.alone, "--listen-port", str(SQL_FAR), "--member", f"{FAR}:{PORT}", *account], stdin=subprocess.PIPE)
+        self.start(self.member(SQL_FAR, FAR), stdin=subprocess.PIPE)
         # By the socket, as an instance has it, to the same member.
-        self.door = self.start([self.alone, "--listen-socket", self.socket, "--member-socket", root, *account], stdin=subprocess.PIPE)
+        self.door = self.start([self.alone, "--listen-socket", self.socket, "--member-socket", root, *AS_IN_A_CELL], stdin=subprocess.PIPE)
         for port in (HAPROXY, SQL, SQL_FAR):
             wait(lambda: Client(("127.0.0.1", port)))
         wait(self.socket.exists)
+
+    def member(self, port, address=MEMBER):
+        return [self.alone, "--listen-port", str(port), "--member", f"{address}:{PORT}", *AS_IN_A_CELL]
 
     def start_haproxy(self, port, threads):
         config = self.folder / f"haproxy-{port}.cfg"
@@ -127,6 +130,29 @@ def point_selects(stage, options):
                 ("its processor time a query", goals[1], f"{cost[ours] / cost[theirs]:.2f}× ({cost[ours]:.1f} µs, {cost[theirs]:.1f} µs)")]
     # `alone` has one thread. In a cell clients come by the socket, and a third of the sites has its writer at home.
     return [*rows("sql", "haproxy", ("≥ 1.0×", "≤ 0.8×")), *rows("sql", "haproxy, a thread per core"), *rows("sql, by sockets", "haproxy")]
+
+
+def instructions(stage, count=2000):
+    """Of the program itself, without the kernel's: the same on every machine, unlike a time."""
+    if not shutil.which("valgrind"):
+        return [("instructions a query", "", "not measured: valgrind is missing")]
+    out = stage.folder / "callgrind.out"
+    command = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={out}", *stage.member(SQL_COUNTED)]
+    counted = stage.start(command, stdin=subprocess.PIPE)
+    wait(lambda: Client(("127.0.0.1", SQL_COUNTED)))
+    clients = [Client(("127.0.0.1", SQL_COUNTED)) for _ in range(4)]
+    def ask(times):
+        for number in range(times):
+            clients[number % 4].query(f"SELECT c FROM sbtest1 WHERE id={number + 1}")
+    ask(100)
+    run(["callgrind_control", "-i", "on", str(counted.pid)])
+    ask(count)
+    run(["callgrind_control", "-i", "off", str(counted.pid)])
+    run(["callgrind_control", "-d", str(counted.pid)])
+    first = Path(f"{out}.1")
+    total = lambda: first.exists() and re.search(r"^totals: (\d+)", first.read_text(), re.M)
+    wait(total)
+    return [("instructions a query", "", f"{int(total()[1]) / count:.0f}")]
 
 
 def connects(stage, count=1000):
