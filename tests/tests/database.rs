@@ -4,10 +4,11 @@
 use std::path::PathBuf;
 
 use kopek_tests::database::chaos::{self, Found};
+use kopek_tests::database::schedule::ALL_COUNT;
 use kopek_tests::rack::Rack;
 
 /// Every fault of the schedule once (see schedule.rs).
-const FAULTS: usize = 8;
+const FAULTS: usize = ALL_COUNT;
 const SEED: u64 = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -223,15 +223,20 @@ impl Chaos {
             Victim::All => self.servers.clone(),
         };
         match fault.kind {
-            Kind::MemberKilled | Kind::AllMembersKilled => {
+            Kind::MemberKilled | Kind::MemberFrozen | Kind::AllMembersKilled => {
+                let signal =
+                    if fault.kind == Kind::MemberFrozen { Signal::SIGSTOP } else { Signal::SIGKILL };
                 let mut members = Vec::new();
                 for victim in &victims {
                     members.extend(self.rack.processes(victim, "mariadbd --").await?);
                 }
                 ensure!(members.len() >= victims.len(), "{victims:?} run {} members", members.len());
                 for member in members {
-                    kill(Pid::from_raw(member), Signal::SIGKILL)?;
+                    kill(Pid::from_raw(member), signal)?;
                 }
+            }
+            Kind::WriterMoved => {
+                self.rack.run(&["site", "move-writer", SITE, "--wait"]).await?;
             }
             Kind::ServerKilled => self.each(&victims, "kill").await?,
             Kind::ServerFrozen => self.each(&victims, "freeze").await?,
@@ -243,7 +248,8 @@ impl Chaos {
 
     async fn heal(&self, fault: &Fault, victims: &[String]) -> Result<()> {
         match fault.kind {
-            Kind::MemberKilled | Kind::AllMembersKilled => {}
+            // The agent kills what it finds frozen, and starts it anew.
+            Kind::MemberKilled | Kind::MemberFrozen | Kind::WriterMoved | Kind::AllMembersKilled => {}
             Kind::ServerFrozen | Kind::ServerCut => self.each(victims, "heal").await?,
             Kind::ServerKilled | Kind::PowerOff | Kind::TotalPowerOff => {
                 self.each(victims, "power-on").await?

@@ -10,6 +10,10 @@ use rand::{Rng, SeedableRng};
 pub enum Kind {
     /// kill -9 of a mariadbd
     MemberKilled,
+    /// SIGSTOP of a mariadbd, for ever
+    MemberFrozen,
+    /// No fault: `kopek site move-writer`
+    WriterMoved,
     /// kill -9 of every mariadbd at once
     AllMembersKilled,
     /// Every process of a server at once
@@ -37,9 +41,14 @@ pub struct Fault {
     pub holds: Duration,
 }
 
+/// So many faults hold each kind once.
+pub const ALL_COUNT: usize = 10;
+
 /// Every fault that there is; the writer's more often, because it is its loss that clients can notice.
-const ALL: [(Kind, Victim); 8] = [
+const ALL: [(Kind, Victim); ALL_COUNT] = [
     (Kind::MemberKilled, Victim::Writer),
+    (Kind::MemberFrozen, Victim::Writer),
+    (Kind::WriterMoved, Victim::Writer),
     (Kind::ServerKilled, Victim::Writer),
     (Kind::ServerFrozen, Victim::Writer),
     (Kind::ServerCut, Victim::Writer),
@@ -51,7 +60,7 @@ const ALL: [(Kind, Victim); 8] = [
 const OTHERS: [Kind; 5] =
     [Kind::MemberKilled, Kind::ServerKilled, Kind::ServerFrozen, Kind::ServerCut, Kind::PowerOff];
 
-/// In every eight faults each of `ALL` is there, in a new order; the last one strikes another victim in another way
+/// In every ten faults each of `ALL` is there, in a new order; the last one strikes another victim in another way
 /// each time.
 pub fn schedule(seed: u64, faults: usize) -> Vec<Fault> {
     let mut random = StdRng::seed_from_u64(seed);
@@ -74,6 +83,8 @@ impl Fault {
     pub fn name(&self) -> String {
         let kind = match self.kind {
             Kind::MemberKilled => "member killed",
+            Kind::MemberFrozen => "member frozen",
+            Kind::WriterMoved => return "writer moved".to_owned(),
             Kind::AllMembersKilled => return "all members killed".to_owned(),
             Kind::ServerKilled => "server killed",
             Kind::ServerFrozen => "server frozen",
@@ -87,7 +98,10 @@ impl Fault {
 
     /// Whether the clients of the victim go down with it, as PHP does with its server.
     pub fn takes_clients(&self) -> bool {
-        !matches!(self.kind, Kind::MemberKilled | Kind::AllMembersKilled)
+        !matches!(
+            self.kind,
+            Kind::MemberKilled | Kind::MemberFrozen | Kind::WriterMoved | Kind::AllMembersKilled
+        )
     }
 }
 
@@ -102,15 +116,15 @@ mod tests {
     }
 
     #[test]
-    fn every_eight_faults_hold_every_fault_of_a_writer_and_those_of_all() {
+    fn every_ten_faults_hold_every_fault_of_a_writer_and_those_of_all() {
         for seed in 0..20 {
-            let mut eight: Vec<_> =
-                schedule(seed, 16)[8..].iter().map(|fault| (fault.kind, fault.victim)).collect();
-            eight.retain(|(_, victim)| *victim != Victim::Other);
-            eight.sort();
-            let mut all = ALL[..7].to_vec();
+            let second = &schedule(seed, 2 * ALL_COUNT)[ALL_COUNT..];
+            let mut ten: Vec<_> = second.iter().map(|fault| (fault.kind, fault.victim)).collect();
+            ten.retain(|(_, victim)| *victim != Victim::Other);
+            ten.sort();
+            let mut all = ALL[..ALL_COUNT - 1].to_vec();
             all.sort();
-            assert_eq!(eight, all);
+            assert_eq!(ten, all);
         }
     }
 }
