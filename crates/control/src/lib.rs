@@ -48,8 +48,10 @@ use crate::view::View;
 
 /// Before the store is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(300);
-/// An active controller answers its port in well under this, or is deposed.
-const ALIVE_LIMIT: Duration = Duration::from_secs(1);
+/// An active controller answers its port in well under this, or is deposed: its kernel does, however busy it is.
+const ALIVE_LIMIT: Duration = Duration::from_millis(600);
+/// A lost first packet of a connection is sent again after 1 s only, so a second connection is tried.
+const SECOND_TRY: Duration = Duration::from_millis(250);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -158,8 +160,18 @@ async fn lead(
 /// Whether a leader's controller still accepts connections. If its whole server refuses them, `known` tells
 /// since when: the store may be without a leader too, and once it has one the server was dead for long enough.
 async fn is_alive(leader: Leader, known: Arc<std::sync::Mutex<Option<Refusal>>>) -> bool {
-    let connect = tokio::net::TcpStream::connect(leader.address);
-    let connected = tokio::time::timeout(ALIVE_LIMIT, connect).await;
+    let connect = || tokio::net::TcpStream::connect(leader.address);
+    let again = async {
+        sleep(SECOND_TRY).await;
+        connect().await
+    };
+    let either = async {
+        tokio::select! {
+            connected = connect() => connected,
+            connected = again => connected,
+        }
+    };
+    let connected = tokio::time::timeout(ALIVE_LIMIT, either).await;
     let is_alive = matches!(connected, Ok(Ok(_)));
     // A server that says nothing refuses nothing: there is no need to wait for each of its ports.
     let is_refusing = matches!(connected, Ok(Err(_))) && all_refuse(leader.address.ip()).await;

@@ -224,8 +224,7 @@ impl Chaos {
         };
         match fault.kind {
             Kind::MemberKilled | Kind::MemberFrozen | Kind::AllMembersKilled => {
-                let signal =
-                    if fault.kind == Kind::MemberFrozen { Signal::SIGSTOP } else { Signal::SIGKILL };
+                let signal = if fault.kind == Kind::MemberFrozen { Signal::SIGSTOP } else { Signal::SIGKILL };
                 let mut members = Vec::new();
                 for victim in &victims {
                     members.extend(self.rack.processes(victim, "mariadbd --").await?);
