@@ -62,7 +62,10 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
         let writer = RoutedWriter { server: server.clone(), relay: nowhere, epoch: 1, former: None };
         let sites = endpoints.keys().map(|site| {
             let writer = Some(writer.clone());
-            (site.clone(), SqlSite { number: 1, writer, database: Some(account.clone()) })
+            (
+                site.clone(),
+                SqlSite { number: 1, writer, database: Some(account.clone()), limits: Default::default() },
+            )
         });
         let part = SqlPart {
             server: server.clone(),

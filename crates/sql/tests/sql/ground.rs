@@ -242,7 +242,9 @@ impl Server {
         let number = if name == "blog" { 5 } else { 6 };
         let [schema, user, password] = [name, name, "secret"].map(str::to_owned);
         let database = Some(Database { name: schema, user, password });
-        self.part.sites.insert(site(name), SqlSite { number, writer: routed, database });
+        self.part
+            .sites
+            .insert(site(name), SqlSite { number, writer: routed, database, limits: Default::default() });
         match writer {
             Some((number, epoch)) if number == self.number => self.part.writes_for.insert(site(name), epoch),
             _ => self.part.writes_for.remove(&site(name)),
