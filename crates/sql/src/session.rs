@@ -31,6 +31,7 @@ use crate::carry::{BringError, Carry};
 use crate::handshake::Login;
 use crate::inbox;
 use crate::login::LoginError;
+use crate::meter::Client;
 use crate::packet::ServerError;
 use crate::threads::Given;
 use crate::token::{Presence, Slot};
@@ -42,18 +43,14 @@ mod attempt;
 mod begin;
 mod change_user;
 mod execute;
+mod interrupt;
 mod repeat;
 mod sites;
 
 pub(crate) use begin::first_shape;
-pub(crate) use sites::Sites;
 pub use sites::Texts;
+pub(crate) use sites::{Bounds, EACH_SITE_MAX, Sites};
 
-/// Connections of one site through this server. A web server's default is 150 workers; jobs and a second
-/// instance have room beside them.
-pub(crate) const EACH_SITE_MAX: usize = 512;
-/// As many as a busy web server's workers; more would only wait to be turned away.
-pub(crate) const WAITING_MAX: usize = 256;
 /// A new writer is there in 1 to 3 s; PHP scripts may run for 30 s.
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
 /// Between two tries at the same writer, for example while mariadbd restarts.
@@ -103,6 +100,20 @@ impl End {
             _ => None,
         }
     }
+
+    /// The number of the error that the client sees: its library's own where the connection just ends. None: it was
+    /// the client that ended.
+    fn number(&self) -> Option<u16> {
+        match self {
+            End::Client(_) | End::Stalled => None,
+            End::NoWriter => Some(1047),
+            End::TooMany { .. } => Some(1040),
+            End::Refused(error) => Some(error.code),
+            End::RolledBack => Some(1213),
+            // CR_SERVER_LOST.
+            End::Lost { .. } | End::ClosedByMember | End::Login(_) => Some(2013),
+        }
+    }
 }
 
 fn too_many(site: &SiteName) -> ServerError {
@@ -112,15 +123,18 @@ fn too_many(site: &SiteName) -> ServerError {
 /// From accepting to closing.
 pub(crate) async fn serve(sites: Rc<Sites>, client: Wire, site: SiteName) {
     let mut client = client;
-    let Some(_place) = sites.sessions.take(&site) else {
+    let Some(place) = sites.bounds.sessions.take(&site) else {
+        sites.meters.of(&site).count(|counts| counts.refused_connections += 1);
         debug!(%site, "client turned away: too many connections");
         let _ = client.send(&too_many(&site).packet_before_greeting()).await;
         let _ = client.end().await;
         return;
     };
-    let mut session = match Session::begin(sites, client, site.clone()).await {
+    let mut session = match Session::begin(sites, client, site.clone(), place.nth).await {
         Ok(session) => session,
         Err(LoginError::Broken(error)) => return debug!(%site, %error, "a client left in its login"),
+        // The meter counts them; there may be thousands.
+        Err(LoginError::TooMany) => return debug!(%site, "a client was turned away by the site's limit"),
         Err(error) => return info!(%site, %error, "login failed"),
     };
     match session.run().await {
@@ -156,6 +170,7 @@ pub(crate) struct Session {
     warnings: Option<Bytes>,
     /// ROW_COUNT() of such a statement.
     row_count: Option<i64>,
+    metered: Client,
 }
 
 impl Session {
@@ -178,6 +193,7 @@ impl Session {
 
     /// The client's connection ends, its backend goes back to the others.
     async fn finish(mut self) {
+        self.metered.meter.passed(self.client.take_traffic());
         if let Err(error) = self.client.end().await {
             debug!(site = %self.site, %error, "the client did not wait for the end");
         }
@@ -344,7 +360,7 @@ impl Session {
 
     async fn find(&self) -> Result<Backend, End> {
         let site = self.site.clone();
-        let Some(_place) = self.sites.waiting.take(&site) else { return Err(End::TooMany { site }) };
+        let Some(_place) = self.sites.bounds.waiting.take(&site) else { return Err(End::TooMany { site }) };
         find_backend(&self.sites, &self.site, &self.shape).await
     }
 

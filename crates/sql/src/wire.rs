@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
+use crate::meter::Traffic;
 use crate::packet::{HEADER, header};
 
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -21,11 +22,12 @@ const READ_IDLE: usize = 512;
 pub(crate) struct Wire {
     stream: Box<dyn Stream>,
     pub(crate) input: BytesMut,
+    traffic: Traffic,
 }
 
 impl Wire {
     pub(crate) fn new(stream: impl Stream + 'static) -> Wire {
-        Wire { stream: Box::new(stream), input: BytesMut::new() }
+        Wire { stream: Box::new(stream), input: BytesMut::new(), traffic: Traffic::default() }
     }
 
     /// Of nobody: what is read ends at once.
@@ -43,7 +45,9 @@ impl Wire {
         if self.input.capacity() - self.input.len() < READ / 4 {
             self.input.reserve(READ);
         }
-        self.stream.read_buf(&mut self.input).await
+        let count = self.stream.read_buf(&mut self.input).await?;
+        self.traffic.received += count as u64;
+        Ok(count)
     }
 
     /// Waits for the next bytes with as little memory as can be.
@@ -54,7 +58,9 @@ impl Wire {
         if self.input.capacity() == self.input.len() {
             self.input.reserve(READ_IDLE);
         }
-        self.stream.read_buf(&mut self.input).await
+        let count = self.stream.read_buf(&mut self.input).await?;
+        self.traffic.received += count as u64;
+        Ok(count)
     }
 
     /// Waits until at least `count` bytes are there.
@@ -84,7 +90,13 @@ impl Wire {
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await?;
+        self.traffic.sent += bytes.len() as u64;
         self.stream.flush().await
+    }
+
+    /// What has come and gone since it was asked last.
+    pub(crate) fn take_traffic(&mut self) -> Traffic {
+        std::mem::take(&mut self.traffic)
     }
 
     /// Whether the other side has neither ended nor said anything: an idle connection as it should be.

@@ -12,7 +12,9 @@ use super::{End, REFUSED_LIMIT, RETRY_AFTER, Session, Sites, WAIT_LIMIT, attempt
 use crate::backend::{Backend, OpenError, Shape};
 use crate::caps::Caps;
 use crate::carry::Carry;
+use crate::handshake::Login;
 use crate::login::{Arrived, LoginError, greet};
+use crate::meter::Client;
 use crate::packet::{ServerError, command, ok_packet};
 use crate::threads::Given;
 use crate::transaction::Transaction;
@@ -20,10 +22,12 @@ use crate::warm::Left;
 use crate::wire::Wire;
 
 impl Session {
+    /// `nth` of the site's connections.
     pub(super) async fn begin(
         sites: Rc<Sites>,
         mut client: Wire,
         site: SiteName,
+        nth: usize,
     ) -> Result<Session, LoginError> {
         let facts = match sites.warm.facts(&site) {
             Some(facts) => facts,
@@ -50,6 +54,13 @@ impl Session {
             Some((_, own)) if own.user.as_bytes() == arrived.login.user => arrived.is_proved(own).await?,
             _ => false,
         };
+        let meter = sites.meters.of(&site);
+        if meter.limits().connections.is_some_and(|most| nth > most as usize) {
+            likely.map(give_back);
+            meter.count(|counts| counts.refused_connections += 1);
+            arrived.refuse(&too_many_of(&arrived.login)).await?;
+            return Err(LoginError::TooMany);
+        }
         let mut shape = Shape::of(&arrived.login);
         let own_schema = account.as_ref().map(|(_, own)| own.name.as_bytes());
         let asked_schema = shape.schema.clone().filter(|asked| Some(&asked[..]) != own_schema);
@@ -92,6 +103,7 @@ impl Session {
             tokens,
             warnings: None,
             row_count: None,
+            metered: Client::new(meter),
         };
         session.note_thread();
         if is_own {
@@ -107,6 +119,8 @@ impl Session {
         }
         let (client, login) = arrived.compressed();
         (session.client, session.login) = (client, login);
+        // A login is no traffic of the site's statements.
+        session.client.take_traffic();
         Ok(session)
     }
 
@@ -125,6 +139,13 @@ impl Session {
         self.carry.keep(crate::effect::Stays::Schema, &packet);
         Ok(())
     }
+}
+
+/// MySQL's words for an account with `max_user_connections`, after its login as there.
+fn too_many_of(login: &Login) -> ServerError {
+    let user = String::from_utf8_lossy(&login.user);
+    let text = format!("User {user} already has more than 'max_user_connections' active connections");
+    ServerError::new(1203, b"42000", text)
 }
 
 /// Of PHP's mysqlnd, for the first connection of all.
@@ -146,7 +167,7 @@ async fn first_facts(
 ) -> Result<Rc<crate::handshake::Facts>, LoginError> {
     let shape = first_shape();
     let found = async {
-        let Some(_place) = sites.waiting.take(site) else {
+        let Some(_place) = sites.bounds.waiting.take(site) else {
             return Err(End::TooMany { site: site.clone() });
         };
         timeout(WAIT_LIMIT, find_backend(sites, site, &shape)).await.unwrap_or(Err(End::NoWriter))

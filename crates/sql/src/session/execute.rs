@@ -8,16 +8,16 @@
 //! A write on its own becomes a transaction with a token, because otherwise nobody could tell after the loss of
 //! its writer whether it had taken place.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use kopek_statement::{Kind, Marks, Reading, adapted, read, with_row_count};
 use tokio::time::{sleep, timeout};
 
 use super::attempt::{Ending, Shown, Withhold, is_passing};
 use super::repeat::{Fate, Former};
 use super::{CLIENT_STALL, End, Flow, Session, Texts};
-use crate::answer::Expected;
+use crate::answer::{Answer, Expected, Said};
 use crate::caps::Status;
 use crate::carry::statement_id;
 use crate::effect::{Effect, PLAIN, Repeat, SCHEMA, Stays, UNKNOWN, effect_of};
@@ -28,6 +28,7 @@ use crate::token::Token;
 use crate::transaction::now_micros;
 
 mod keep;
+mod note;
 mod write_alone;
 
 /// A transaction that fails by others' deadlocks is done again so often.
@@ -43,8 +44,12 @@ pub(super) struct Work {
     expected: Expected,
     effect: Effect,
     reading: Option<Reading>,
+    /// What the client wrote, where the member gets another text.
+    asked: Option<BytesMut>,
     /// First sent at.
     micros: u64,
+    /// When it came.
+    at: Instant,
 }
 
 impl Work {
@@ -77,8 +82,24 @@ impl Session {
             command::PROCESS_KILL => self.kill_actual(&mut command),
             _ => {}
         }
-        let saved = (self.warnings.take(), self.row_count.take());
-        let Some(work) = self.understand(command, saved).await? else { return Ok(Flow::On) };
+        if let Some(error) = self.refusal(&command) {
+            self.tell(&error.packet(1)).await?;
+            return Ok(Flow::On);
+        }
+        let mut work = self.understand(command);
+        let done = self.carry_out(&mut work).await;
+        self.note(&work, done.as_ref());
+        done.map(|_| Flow::On)
+    }
+
+    /// Until the client has its answer, however often the command has to be sent.
+    async fn carry_out(&mut self, work: &mut Work) -> Result<Said, End> {
+        if let Some(warnings) = self.saved_warnings(work) {
+            self.tell(&warnings).await?;
+            let mut answer = Answer::new(work.expected, self.shape.caps);
+            answer.take(&warnings);
+            return Ok(*answer.said());
+        }
         if work.effect.needs_files {
             self.sites.barrier.settled(&self.site).await;
         }
@@ -86,23 +107,20 @@ impl Session {
         if changes_beginnings {
             self.sites.warm.forget(&self.site);
         }
-        if self.may_be_wrapped(&work) {
-            self.write_alone(work).await?;
-        } else {
-            self.execute(work).await?;
-        }
+        let said = match self.may_be_wrapped(work) {
+            true => self.write_alone(work).await?,
+            false => self.execute(work).await?,
+        };
         if changes_beginnings {
             self.sites.warm.forget(&self.site);
         }
-        Ok(Flow::On)
+        Ok(said)
     }
 
-    /// `None`: it was answered here.
-    async fn understand(
-        &mut self,
-        mut command: Command,
-        saved: (Option<Bytes>, Option<i64>),
-    ) -> Result<Option<Work>, End> {
+    fn understand(&mut self, mut command: Command) -> Work {
+        let at = Instant::now();
+        let saved = (self.warnings.take(), self.row_count.take());
+        let mut asked = None;
         let kind = command.kind();
         let expected = Expected::of(kind);
         let (effect, reading) = match kind {
@@ -110,16 +128,13 @@ impl Session {
                 let reading = read(command.body(), self.dialect());
                 if reading.marks.intersects(Marks::DIAGNOSTICS | Marks::ROW_COUNT) {
                     (self.warnings, self.row_count) = saved;
-                    if self.show_saved_warnings(&command).await? {
-                        return Ok(None);
-                    }
                 }
-                self.adapt(&mut command, &reading);
+                asked = self.adapt(&mut command, &reading);
                 (effect_of(&reading), Some(reading))
             }
             command::STMT_PREPARE => {
                 let reading = read(command.body(), self.dialect());
-                self.adapt(&mut command, &reading);
+                asked = self.adapt(&mut command, &reading);
                 (PLAIN, Some(reading))
             }
             command::STMT_EXECUTE | command::STMT_BULK_EXECUTE => {
@@ -139,17 +154,17 @@ impl Session {
             | command::RESET_CONNECTION => (PLAIN, None),
             _ => (UNKNOWN, None),
         };
-        let mut work = Work { command, expected, effect, reading, micros: now_micros() };
+        let mut work = Work { command, expected, effect, reading, asked, micros: now_micros(), at };
         if opens_cursor(&work) {
             work.expected = Expected::ResultsOrCursor;
         }
-        Ok(Some(work))
+        work
     }
 
-    /// Texts that a pool cannot take as they are.
-    fn adapt(&self, command: &mut Command, reading: &Reading) {
+    /// Texts that a pool cannot take as they are. Gives what it was, if it is another one now.
+    fn adapt(&self, command: &mut Command, reading: &Reading) -> Option<BytesMut> {
         if !command.is_whole() {
-            return;
+            return None;
         }
         let text = command.body();
         let other = match self.row_count {
@@ -163,24 +178,17 @@ impl Session {
             _ if self.sites.texts == Texts::AsTheyAre => None,
             _ => adapted(text, reading, self.dialect(), &format!("kopek{}.", self.number)),
         };
-        if let Some(other) = other
-            && other.len() < inbox::WHOLE_MAX
-        {
-            command.packet = command_packet(command.kind(), &other);
-        }
+        let other = other.filter(|other| other.len() < inbox::WHOLE_MAX)?;
+        let packet = command_packet(command.kind(), &other);
+        Some(std::mem::replace(&mut command.packet, packet))
     }
 
     /// Only the statement as nearly everybody writes it.
-    async fn show_saved_warnings(&mut self, command: &Command) -> Result<bool, End> {
-        let text = command.body().trim_ascii().strip_suffix(b";").unwrap_or(command.body().trim_ascii());
-        match &self.warnings {
-            Some(warnings) if text.eq_ignore_ascii_case(b"SHOW WARNINGS") => {
-                let warnings = warnings.clone();
-                self.tell(&warnings).await?;
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
+    fn saved_warnings(&self, work: &Work) -> Option<Bytes> {
+        let warnings = self.warnings.as_ref().filter(|_| work.command.kind() == command::QUERY)?;
+        let text = work.command.body().trim_ascii();
+        let text = text.strip_suffix(b";").unwrap_or(text);
+        text.eq_ignore_ascii_case(b"SHOW WARNINGS").then(|| warnings.clone())
     }
 
     async fn close_statement(&mut self, command: &Command) {
@@ -194,37 +202,38 @@ impl Session {
     }
 
     /// Anything but a write on its own.
-    async fn execute(&mut self, mut work: Work) -> Result<(), End> {
+    async fn execute(&mut self, work: &mut Work) -> Result<Said, End> {
         let mut shown = Shown::default();
         let mut passing = 0;
-        for _ in 0..TRIES_MAX {
+        for tried in 0..TRIES_MAX {
+            self.note_repetition(tried);
             match self.ready().await {
                 Err(End::RolledBack) if !shown.is_nothing() => {
                     return Err(lost("its transaction went another way"));
                 }
                 other => other?,
             }
-            let commit = self.commit_token(&work);
+            let commit = self.commit_token(work);
             let former = self.former();
-            let ending = self.try_once(&mut work, commit, &mut shown).await?;
+            let ending = self.try_once(work, commit, &mut shown).await?;
             match ending {
                 Ending::Answered(said) => {
                     if said.error.is_some_and(is_passing) {
                         self.end_transaction();
                         self.status = Status(self.status.0 & !Status::IN_TRANSACTION.0);
                     }
-                    self.keep_in_transaction(&work, &said, &shown);
-                    return Ok(());
+                    self.keep_in_transaction(work, &said, &shown);
+                    return Ok(said);
                 }
                 Ending::Withheld { answer, said } if self.is_foreign => {
                     self.tell(&answer).await?;
-                    self.keep_in_transaction(&work, &said, &shown);
-                    return Ok(());
+                    self.keep_in_transaction(work, &said, &shown);
+                    return Ok(said);
                 }
                 Ending::Withheld { said, .. }
                     if said.error.is_some_and(is_passing)
                         && passing < PASSING_MAX
-                        && self.why_not_again(&work).is_none() =>
+                        && self.why_not_again(work).is_none() =>
                 {
                     passing += 1;
                     sleep(DEADLOCK_PAUSE * passing).await;
@@ -236,15 +245,15 @@ impl Session {
                     self.tell(&answer).await?;
                     self.end_transaction();
                     self.status = Status(self.status.0 & !Status::IN_TRANSACTION.0);
-                    return Ok(());
+                    return Ok(said);
                 }
                 // A leaving member's error, or a lost member.
                 Ending::Withheld { .. } | Ending::Lost => {
                     self.backend = None;
-                    if self.settle_commit(&work, commit, former, &shown).await? {
-                        return Ok(());
+                    if self.settle_commit(work, commit, former, &shown).await? {
+                        return Ok(Said::default());
                     }
-                    if let Some(why) = self.why_not_again(&work) {
+                    if let Some(why) = self.why_not_again(work) {
                         return Err(lost(why));
                     }
                 }

@@ -9,23 +9,46 @@ use kopek_core::part::RoutedWriter;
 use crate::Following;
 use crate::backend::Ways;
 use crate::barrier::FilesBarrier;
+use crate::budget::Budgets;
+use crate::meter::Meters;
 use crate::opening::Openings;
 use crate::place::Places;
 use crate::token::{Slots, Tokens};
 use crate::warm::{WARM_MAX, Warm};
 use crate::writer::{account_of, writer_of};
 
+/// Connections of one site through this server. A web server's default is 150 workers; jobs and a second
+/// instance have room beside them.
+pub(crate) const EACH_SITE_MAX: usize = 512;
+/// As many as a busy web server's workers; more would only wait to be turned away.
+const WAITING_MAX: usize = 256;
+
 /// One for each worker.
 pub(crate) struct Sites {
     pub(crate) ways: Ways,
     pub(crate) warm: Rc<Warm>,
     pub(super) openings: Openings,
-    pub(super) sessions: Places,
-    pub(super) waiting: Places,
+    pub(crate) meters: Rc<Meters>,
+    pub(super) bounds: Bounds,
     pub(super) slots: Rc<Slots>,
     pub(super) barrier: FilesBarrier,
     pub(super) texts: Texts,
     pub(super) tokens: Tokens,
+}
+
+/// What a site may have of this server, whichever worker it comes to. Cheap to clone; clones count together.
+#[derive(Clone)]
+pub(crate) struct Bounds {
+    pub(super) sessions: Places,
+    pub(super) waiting: Places,
+    budgets: Budgets,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        let (sessions, waiting) = (Places::new(EACH_SITE_MAX), Places::new(WAITING_MAX));
+        Bounds { sessions, waiting, budgets: Budgets::default() }
+    }
 }
 
 /// What becomes of statements that a pool cannot take as they are.
@@ -38,32 +61,22 @@ pub enum Texts {
 }
 
 impl Sites {
-    pub(crate) fn new(ways: Ways, slots: Rc<Slots>, sessions: Places, waiting: Places) -> Rc<Sites> {
-        Sites::with(ways, slots, sessions, waiting, Texts::ForPool, Tokens::Kept, WARM_MAX)
+    pub(crate) fn new(ways: Ways, slots: Rc<Slots>, bounds: Bounds) -> Rc<Sites> {
+        Sites::with(ways, slots, bounds, Texts::ForPool, Tokens::Kept, WARM_MAX)
     }
 
     pub(crate) fn with(
         ways: Ways,
         slots: Rc<Slots>,
-        sessions: Places,
-        waiting: Places,
+        bounds: Bounds,
         texts: Texts,
         tokens: Tokens,
         warm_max: usize,
     ) -> Rc<Sites> {
         let warm = Warm::new(ways.clone(), warm_max);
         let openings = Openings::new(ways.clone(), warm.clone());
-        Rc::new(Sites {
-            ways,
-            warm,
-            openings,
-            sessions,
-            waiting,
-            slots,
-            barrier: FilesBarrier,
-            texts,
-            tokens,
-        })
+        let meters = Meters::new(ways.part.clone(), bounds.budgets.clone());
+        Rc::new(Sites { ways, warm, openings, meters, bounds, slots, barrier: FilesBarrier, texts, tokens })
     }
 
     pub(super) fn part(&self) -> Following {

@@ -32,9 +32,10 @@ impl Session {
             && self.tokens.is_there()
     }
 
-    pub(super) async fn write_alone(&mut self, work: Work) -> Result<(), End> {
+    pub(super) async fn write_alone(&mut self, work: &Work) -> Result<Said, End> {
         let mut passing = 0;
-        for _ in 0..TRIES_MAX {
+        for tried in 0..TRIES_MAX {
+            self.note_repetition(tried);
             self.ready().await?;
             let token = self.new_token();
             let mut shown = Shown::default();
@@ -111,11 +112,11 @@ impl Session {
             }
             without_status(&mut answer, Status::IN_TRANSACTION.0);
             self.tell(&answer).await?;
-            self.keep(&work, &said);
+            self.keep(work, &said);
             if said.error.is_none() {
-                self.keep_stay(&work);
+                self.keep_stay(work);
             }
-            return Ok(());
+            return Ok(said);
         }
         Err(lost("every other writer was lost too"))
     }
