@@ -95,6 +95,7 @@ pub fn site_document(name: &str, number: u32, min: usize, max: usize, created: M
         max,
         policy: Policy::default(),
         limits: Limits::default(),
+        database_limits: Default::default(),
         created,
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{Database, Limits, Policy};
+use crate::desired::{Database, DatabaseLimits, Limits, Policy};
 use crate::event::Event;
 use crate::id::{Digest, Domain, ImageName, InstanceId, ServerId, SiteName};
 use crate::units::{Bytes, Load, Moment};
@@ -72,6 +72,44 @@ pub struct ScaleSite {
     pub policy: Option<Policy>,
 }
 
+/// Limits of the site's database. Only what is given changes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LimitSite {
+    #[serde(default)]
+    pub connections: Option<Bound<u32>>,
+    #[serde(default)]
+    pub queries_per_second: Option<Bound<u32>>,
+    #[serde(default)]
+    pub longest_query_ms: Option<Bound<u64>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bound<T> {
+    None,
+    AtMost(T),
+}
+
+impl<T> Bound<T> {
+    pub fn limit(self) -> Option<T> {
+        match self {
+            Bound::None => None,
+            Bound::AtMost(limit) => Some(limit),
+        }
+    }
+}
+
+impl LimitSite {
+    /// The limits after this change.
+    pub fn applied_to(&self, before: DatabaseLimits) -> DatabaseLimits {
+        DatabaseLimits {
+            connections: self.connections.map_or(before.connections, Bound::limit),
+            queries_per_second: self.queries_per_second.map_or(before.queries_per_second, Bound::limit),
+            longest_query_ms: self.longest_query_ms.map_or(before.longest_query_ms, Bound::limit),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadedTree {
     pub digest: Digest,
@@ -134,6 +172,8 @@ pub struct SiteView {
     pub min: usize,
     pub max: usize,
     pub policy: Policy,
+    #[serde(default)]
+    pub database_limits: DatabaseLimits,
     pub writer: Option<ServerId>,
     /// The writer's member is in service and has the site's database and account.
     #[serde(default)]

@@ -131,11 +131,16 @@ pub fn routes(
         .collect()
 }
 
-/// `route` with the generation to write it under, and the site's account beside it; `None` if `previous` says
+/// `route` with the generation to write it under, and the site's account and limits beside it; `None` if `previous` says
 /// the same.
 pub fn stored_route(previous: Option<&StoredRoute>, route: Route, site: &Site) -> Option<StoredRoute> {
     let generation = previous.map_or(0, |p| p.generation);
-    let next = StoredRoute { generation, route, database: site.database.clone() };
+    let next = StoredRoute {
+        generation,
+        route,
+        database: site.database.clone(),
+        database_limits: site.database_limits,
+    };
     (previous != Some(&next)).then_some(StoredRoute { generation: generation + 1, ..next })
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{Database, Limits, Standing};
+use crate::desired::{Database, DatabaseLimits, Limits, Standing};
 use crate::id::{Digest, InstanceId, ServerId, SiteName};
 use crate::part::Route;
 use crate::placement::Stage;
@@ -103,4 +103,6 @@ pub struct StoredRoute {
     pub route: Route,
     #[serde(default)]
     pub database: Option<Database>,
+    #[serde(default)]
+    pub database_limits: DatabaseLimits,
 }

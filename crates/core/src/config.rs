@@ -65,6 +65,11 @@ impl Dirs {
         self.run.join("edge.sock")
     }
 
+    /// Where sql says what it counted.
+    pub fn sql_socket(&self) -> PathBuf {
+        self.run.join("sql.sock")
+    }
+
     /// An image's root file system, complete once this path exists.
     pub fn image_root(&self, digest: &crate::Digest) -> PathBuf {
         self.state.join("images").join(digest.as_str()).join("root")

@@ -2,6 +2,7 @@
 //! except a server's `standing`, which the controller writes when it declares a server dead or back.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -131,6 +132,8 @@ pub struct Site {
     pub max: usize,
     pub policy: Policy,
     pub limits: Limits,
+    #[serde(default)]
+    pub database_limits: DatabaseLimits,
     pub created: Moment,
 }
 
@@ -225,6 +228,51 @@ impl Default for Limits {
     }
 }
 
+/// What a site may ask of its database through each server on which it runs. `sql` holds it to that with MySQL's
+/// own errors. Nothing is limited that is not given, but for the connections: a server takes 512 of a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DatabaseLimits {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
+    /// On the average of ten seconds: a page asks for much at once, and then there is a pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queries_per_second: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_query_ms: Option<u64>,
+}
+
+/// A limit under which a site cannot work at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a limit of 0 {what} leaves the site without its database; use at least 1, or `none`")]
+pub struct BadDatabaseLimit {
+    what: &'static str,
+}
+
+impl DatabaseLimits {
+    pub fn check(&self) -> Result<(), BadDatabaseLimit> {
+        let zero = |is_zero: bool, what| if is_zero { Err(BadDatabaseLimit { what }) } else { Ok(()) };
+        zero(self.connections == Some(0), "connections")?;
+        zero(self.queries_per_second == Some(0), "queries a second")?;
+        zero(self.longest_query_ms == Some(0), "seconds for a query")
+    }
+}
+
+/// For people, in one line.
+impl fmt::Display for DatabaseLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let told = [
+            self.connections.map(|most| format!("{most} connections")),
+            self.queries_per_second.map(|most| format!("{most} queries a second")),
+            self.longest_query_ms.map(|most| format!("{} s for a query", most as f64 / 1e3)),
+        ];
+        let told: Vec<String> = told.into_iter().flatten().collect();
+        match told.is_empty() {
+            true => f.write_str("none"),
+            false => write!(f, "{} on each server", told.join(", ")),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Internet {
@@ -252,6 +300,17 @@ impl StoreMembers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_told_in_one_line_and_old_documents_have_none() {
+        let none: DatabaseLimits = serde_json::from_str("{}").unwrap();
+        assert_eq!((none, none.to_string()), (DatabaseLimits::default(), "none".to_owned()));
+        let limits = DatabaseLimits { connections: Some(40), longest_query_ms: Some(2_500), ..none };
+        assert_eq!(limits.to_string(), "40 connections, 2.5 s for a query on each server");
+        assert_eq!(limits.check(), Ok(()));
+        let nothing = DatabaseLimits { queries_per_second: Some(0), ..none };
+        assert!(nothing.check().unwrap_err().to_string().contains("0 queries a second"));
+    }
 
     #[test]
     fn a_policy_under_which_no_site_comes_to_rest_is_refused() {

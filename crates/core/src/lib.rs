@@ -18,6 +18,7 @@ pub mod desired;
 pub mod event;
 pub mod id;
 pub mod keys;
+pub mod meter;
 pub mod observed;
 pub mod part;
 pub mod placement;
@@ -26,4 +27,4 @@ pub mod supervise;
 pub mod units;
 
 pub use id::{Digest, Domain, ImageName, InstanceId, ServerId, SiteName};
-pub use units::{Bytes, Load, MilliCores, Moment};
+pub use units::{Bytes, Load, Micros, MilliCores, Moment};

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::AssignedVolume;
-use crate::desired::Database;
+use crate::desired::{Database, DatabaseLimits};
 use crate::id::{Digest, Domain, InstanceId, ServerId, SiteName};
 use crate::observed::SeenVolume;
 
@@ -123,6 +123,8 @@ pub struct SqlSite {
     /// The site's account, by which `sql` knows the site's own connections. In no other process's part.
     #[serde(default)]
     pub database: Option<Database>,
+    #[serde(default)]
+    pub limits: DatabaseLimits,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,6 +42,26 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A time span in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Micros(pub u64);
+
+impl From<std::time::Duration> for Micros {
+    fn from(span: std::time::Duration) -> Self {
+        Micros(u64::try_from(span.as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+impl fmt::Display for Micros {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0..1_000 => write!(f, "{} µs", self.0),
+            1_000..1_000_000 => write!(f, "{:.1} ms", self.0 as f64 / 1e3),
+            _ => write!(f, "{:.1} s", self.0 as f64 / 1e6),
+        }
+    }
+}
+
 /// A share of processors: 1,000 is one core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct MilliCores(pub u32);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
@@ -35,7 +36,7 @@ use crate::fellows::{self, Heard};
 use crate::instances::Instances;
 use crate::mariadb::{DumpError, Lost, Member};
 use crate::store_host::StoreHost;
-use crate::whereabouts;
+use crate::{sql_status, whereabouts};
 
 /// What a command in an instance may read on standard input, with some room for base64.
 const EXEC_BODY_MAX: usize = 96 << 20;
@@ -67,6 +68,8 @@ pub fn router(desk: Arc<Desk>) -> Router {
         .route("/exec/{instance}", post(exec))
         .layer(DefaultBodyLimit::max(EXEC_BODY_MAX))
         .route("/logs/{site}", get(logs))
+        .route("/databases/{site}/meter", get(meter))
+        .route("/metrics", get(metrics))
         .layer(middleware::from_fn(only_admins));
     let cell = Router::new()
         .route("/line", get(line))
@@ -207,6 +210,28 @@ async fn forward(
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
         if to.send(wrap(STANDARD.encode(&buffer[..length]))).await.is_err() {
             return;
+        }
+    }
+}
+
+/// What this server's `sql` counted for a site, a `SiteMeter`.
+async fn meter(State(desk): State<Arc<Desk>>, Path(site): Path<SiteName>) -> Response {
+    let answer = sql_status::ask(&desk.dirs.sql_socket(), &format!("site {site}")).await;
+    passed_on(&desk, answer, "application/json")
+}
+
+/// Prometheus' text format 0.0.4.
+async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
+    let answer = sql_status::ask(&desk.dirs.sql_socket(), "metrics").await;
+    passed_on(&desk, answer, "text/plain; version=0.0.4; charset=utf-8")
+}
+
+fn passed_on(desk: &Desk, answer: std::io::Result<String>, kind: &'static str) -> Response {
+    match answer {
+        Ok(text) => ([(CONTENT_TYPE, kind)], text).into_response(),
+        Err(error) => {
+            let error = format!("sql of server {} does not answer: {error}", desk.config.name);
+            refuse(StatusCode::SERVICE_UNAVAILABLE, error)
         }
     }
 }

@@ -44,9 +44,9 @@ pub fn sql_part(
 ) -> SqlPart {
     let sites = routes
         .iter()
-        .map(|(site, StoredRoute { route, database, .. })| {
+        .map(|(site, StoredRoute { route, database, database_limits, .. })| {
             let (writer, database) = (route.writer.clone(), database.clone());
-            (site.clone(), SqlSite { number: route.number, writer, database })
+            (site.clone(), SqlSite { number: route.number, writer, database, limits: *database_limits })
         })
         .collect();
     let may_serve =
@@ -62,7 +62,7 @@ pub fn sql_part(
 
 #[cfg(test)]
 mod tests {
-    use kopek_core::desired::Database;
+    use kopek_core::desired::{Database, DatabaseLimits};
     use kopek_core::part::{Route, RoutedWriter};
 
     use super::*;
@@ -81,7 +81,9 @@ mod tests {
         let route =
             Route { site: site.clone(), number, domains: Vec::new(), backends: BTreeMap::new(), writer };
         let [name, user, password] = ["wp", name, "hidden"].map(str::to_owned);
-        (site, StoredRoute { generation: 1, route, database: Some(Database { name, user, password }) })
+        let database = Some(Database { name, user, password });
+        let database_limits = DatabaseLimits { connections: Some(number), ..DatabaseLimits::default() };
+        (site, StoredRoute { generation: 1, route, database, database_limits })
     }
 
     #[test]
@@ -118,6 +120,13 @@ mod tests {
         assert_eq!(sql.sites.values().next().unwrap().database, routes.values().next().unwrap().database);
         let edge = serde_json::to_string(&edge_part(&server("s1"), &routes)).unwrap();
         assert!(!edge.contains("hidden"), "{edge}");
+    }
+
+    #[test]
+    fn the_limits_of_a_sites_database_reach_sql() {
+        let routes = BTreeMap::from([route("blog", 5, None)]);
+        let sql = sql_part(&server("s1"), None, &routes, BTreeMap::new(), None);
+        assert_eq!(sql.sites.values().next().unwrap().limits.connections, Some(5));
     }
 
     #[test]

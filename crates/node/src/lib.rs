@@ -18,6 +18,7 @@ pub mod mariadb;
 mod reporting;
 mod resolvers;
 mod site_logs;
+mod sql_status;
 mod store_host;
 pub mod store_member;
 mod vips;

@@ -27,9 +27,8 @@ use crate::lease::Lease;
 use crate::listen::{Listener, accept};
 pub use crate::member::Endpoint;
 use crate::member::Reach;
-use crate::place::Places;
 pub use crate::session::Texts;
-use crate::session::{EACH_SITE_MAX, Sites, WAITING_MAX};
+use crate::session::{Bounds, Sites};
 use crate::threads::Threads;
 use crate::token::Slots;
 pub use crate::token::Tokens;
@@ -62,7 +61,10 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
         let writer = RoutedWriter { server: server.clone(), relay: nowhere, epoch: 1, former: None };
         let sites = endpoints.keys().map(|site| {
             let writer = Some(writer.clone());
-            (site.clone(), SqlSite { number: 1, writer, database: Some(account.clone()) })
+            (
+                site.clone(),
+                SqlSite { number: 1, writer, database: Some(account.clone()), limits: Default::default() },
+            )
         });
         let part = SqlPart {
             server: server.clone(),
@@ -84,8 +86,7 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
             threads: Threads::default(),
         };
         let slots = Slots::new(server, 0);
-        let (sessions, waiting) = (Places::new(EACH_SITE_MAX), Places::new(WAITING_MAX));
-        let sites = Sites::with(ways, slots, sessions, waiting, texts, tokens, warm_max);
+        let sites = Sites::with(ways, slots, Bounds::default(), texts, tokens, warm_max);
         spawn_local(sites.warm.clone().sweep());
         for (number, (door, _)) in doors.into_iter().enumerate() {
             let listener = match door {

@@ -53,6 +53,8 @@ pub(crate) struct Said {
     /// Of the last OK or EOF packet; an error brings none.
     pub(crate) status: Option<Status>,
     pub(crate) affected: u64,
+    /// `affected` of all results.
+    pub(crate) changed: u64,
     pub(crate) insert_id: u64,
     pub(crate) warnings: u16,
     /// Number of the error that ended it.
@@ -136,6 +138,11 @@ impl Answer {
 
     pub(crate) fn said(&self) -> &Said {
         &self.said
+    }
+
+    /// Bytes of the current packet that are still to come.
+    pub(crate) fn passing(&self) -> usize {
+        self.skip
     }
 
     /// The number of the last packet of it that was seen.
@@ -246,6 +253,7 @@ impl Answer {
         let mut rest = Reader::new(head);
         rest.u8();
         self.said.affected = rest.lenenc().unwrap_or(0);
+        self.said.changed += self.said.affected;
         self.said.insert_id = rest.lenenc().unwrap_or(0);
         self.said.status = rest.u16().map(Status).or(self.said.status);
         self.said.warnings = rest.u16().unwrap_or(0);

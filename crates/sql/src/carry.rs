@@ -47,6 +47,13 @@ pub(crate) struct Prepared {
     types_told: bool,
 }
 
+impl Prepared {
+    /// Without its command byte, if it was kept.
+    pub(crate) fn text(&self) -> Option<&[u8]> {
+        self.packet.get(HEADER + 1..)
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BringError {
     #[error("the new writer broke off")]

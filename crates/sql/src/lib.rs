@@ -14,9 +14,11 @@ pub mod alone;
 mod answer;
 mod backend;
 mod barrier;
+mod budget;
 mod caps;
 mod carry;
 mod compress;
+mod digests;
 mod effect;
 mod fence;
 mod handshake;
@@ -25,12 +27,16 @@ mod lease;
 mod listen;
 mod login;
 mod member;
+mod meter;
+mod metrics;
 mod netns;
 mod opening;
 mod packet;
 mod place;
 mod relay;
 mod session;
+mod slow;
+mod status;
 mod threads;
 mod token;
 mod transaction;
@@ -40,6 +46,7 @@ mod worker;
 mod writer;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use kopek_core::config::{Dirs, SQL_PORT, ServerConfig};
 use kopek_core::part::SqlPart;
@@ -51,6 +58,7 @@ use crate::backend::Ways;
 use crate::fence::Fences;
 use crate::lease::Lease;
 use crate::member::Reach;
+use crate::status::Status;
 use crate::threads::Threads;
 
 /// What the agent said last; nothing before it said anything.
@@ -62,6 +70,8 @@ pub enum SqlError {
     Identity(#[from] IdentityError),
     #[error("cannot listen on {address} for other servers: {source}; is another `kopek sql` running?")]
     Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot make the socket {path}")]
+    Status { path: PathBuf, source: std::io::Error },
     #[error("cannot start a thread of sql")]
     Thread(#[source] std::io::Error),
 }
@@ -77,7 +87,13 @@ pub async fn run(dirs: Dirs, config: ServerConfig) -> Result<(), SqlError> {
     let (part, fences) = (following.part.clone(), Fences::default());
     let threads = Threads::default();
     let ways = Ways { identity, part, fences, lease: Lease::default(), reach: Reach::Cell, tls, threads };
-    let _workers = worker::start(&ways, &config.name).map_err(SqlError::Thread)?;
-    relay::serve_peers(ways, peers).await;
+    let path = dirs.sql_socket();
+    let asked = status::bind(&path).map_err(|source| SqlError::Status { path, source })?;
+    let workers = worker::start(&ways, &config.name).map_err(SqlError::Thread)?;
+    let status = Status { server: config.name, workers: workers.questions.clone() };
+    tokio::select! {
+        () = relay::serve_peers(ways, peers) => {}
+        () = status::serve(asked, status) => unreachable!("the status socket is served for ever"),
+    }
     Ok(())
 }

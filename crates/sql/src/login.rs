@@ -29,6 +29,8 @@ pub(crate) enum LoginError {
     Late,
     #[error("the client does not speak the protocol")]
     Odd,
+    #[error("the site has as many connections as it may have")]
+    TooMany,
     #[error("access denied for {user:?}")]
     Denied { user: String },
 }

@@ -26,12 +26,14 @@ impl Places {
             return None;
         }
         *count += 1;
-        Some(Place { site: site.clone(), taken: self.taken.clone() })
+        Some(Place { site: site.clone(), nth: *count, taken: self.taken.clone() })
     }
 }
 
 pub(crate) struct Place {
     site: SiteName,
+    /// How many the site had taken with this one, when it was taken.
+    pub(crate) nth: usize,
     taken: Arc<Mutex<BTreeMap<SiteName, usize>>>,
 }
 

@@ -19,39 +19,38 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kopek_core::SiteName;
-use kopek_core::desired::Database;
 use kopek_core::part::RoutedWriter;
 use kopek_statement::Dialect;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::Following;
-use crate::backend::{Backend, OpenError, Shape, Ways};
-use crate::barrier::FilesBarrier;
-use crate::caps::{Caps, Status};
+use crate::backend::{Backend, OpenError, Shape};
+use crate::caps::Status;
 use crate::carry::{BringError, Carry};
 use crate::handshake::Login;
 use crate::inbox;
-use crate::login::{Arrived, LoginError, greet};
-use crate::opening::Openings;
-use crate::packet::{ServerError, command, ok_packet};
-use crate::place::Places;
+use crate::login::LoginError;
+use crate::meter::Client;
+use crate::packet::ServerError;
 use crate::threads::Given;
-use crate::token::{Presence, Slot, Slots, Tokens};
+use crate::token::{Presence, Slot};
 use crate::transaction::Transaction;
-use crate::warm::{Left, WARM_MAX, Warm};
 use crate::wire::Wire;
-use crate::writer::{account_of, is_same, news, writer_of};
+use crate::writer::{is_same, news, writer_of};
 
 mod attempt;
+mod begin;
+mod change_user;
 mod execute;
+mod interrupt;
 mod repeat;
+mod sites;
 
-/// Connections of one site through this server. A web server's default is 150 workers; jobs and a second
-/// instance have room beside them.
-pub(crate) const EACH_SITE_MAX: usize = 512;
-/// As many as a busy web server's workers; more would only wait to be turned away.
-pub(crate) const WAITING_MAX: usize = 256;
+pub(crate) use begin::first_shape;
+pub use sites::Texts;
+pub(crate) use sites::{Bounds, EACH_SITE_MAX, Sites};
+
 /// A new writer is there in 1 to 3 s; PHP scripts may run for 30 s.
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
 /// Between two tries at the same writer, for example while mariadbd restarts.
@@ -62,72 +61,6 @@ const REFUSED_LIMIT: Duration = Duration::from_secs(2);
 const GRACE: Duration = Duration::from_millis(50);
 /// Like MariaDB's `net_write_timeout`: a client that reads nothing for so long is given up.
 const CLIENT_STALL: Duration = Duration::from_secs(60);
-
-/// What all sessions of a worker share.
-pub(crate) struct Sites {
-    pub(crate) ways: Ways,
-    pub(crate) warm: Rc<Warm>,
-    openings: Openings,
-    sessions: Places,
-    waiting: Places,
-    slots: Rc<Slots>,
-    barrier: FilesBarrier,
-    texts: Texts,
-    tokens: Tokens,
-}
-
-/// What becomes of statements that a pool cannot take as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Texts {
-    /// They are adapted.
-    ForPool,
-    /// They stay: there is no pool (`alone`).
-    AsTheyAre,
-}
-
-impl Sites {
-    pub(crate) fn new(ways: Ways, slots: Rc<Slots>, sessions: Places, waiting: Places) -> Rc<Sites> {
-        Sites::with(ways, slots, sessions, waiting, Texts::ForPool, Tokens::Kept, WARM_MAX)
-    }
-
-    pub(crate) fn with(
-        ways: Ways,
-        slots: Rc<Slots>,
-        sessions: Places,
-        waiting: Places,
-        texts: Texts,
-        tokens: Tokens,
-        warm_max: usize,
-    ) -> Rc<Sites> {
-        let warm = Warm::new(ways.clone(), warm_max);
-        let openings = Openings::new(ways.clone(), warm.clone());
-        Rc::new(Sites {
-            ways,
-            warm,
-            openings,
-            sessions,
-            waiting,
-            slots,
-            barrier: FilesBarrier,
-            texts,
-            tokens,
-        })
-    }
-
-    fn part(&self) -> Following {
-        self.ways.part.clone()
-    }
-
-    fn writer(&self, site: &SiteName) -> Option<RoutedWriter> {
-        writer_of(&self.ways.part.borrow(), site).cloned()
-    }
-
-    fn account(&self, site: &SiteName) -> Option<(u32, Database)> {
-        let part = self.ways.part.borrow();
-        let number = part.as_ref()?.sites.get(site)?.number;
-        Some((number, account_of(&part, site)?.clone()))
-    }
-}
 
 /// Why a session ended, other than by its client's wish.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +100,20 @@ impl End {
             _ => None,
         }
     }
+
+    /// The number of the error that the client sees: its library's own where the connection just ends. None: it was
+    /// the client that ended.
+    fn number(&self) -> Option<u16> {
+        match self {
+            End::Client(_) | End::Stalled => None,
+            End::NoWriter => Some(1047),
+            End::TooMany { .. } => Some(1040),
+            End::Refused(error) => Some(error.code),
+            End::RolledBack => Some(1213),
+            // CR_SERVER_LOST.
+            End::Lost { .. } | End::ClosedByMember | End::Login(_) => Some(2013),
+        }
+    }
 }
 
 fn too_many(site: &SiteName) -> ServerError {
@@ -176,16 +123,20 @@ fn too_many(site: &SiteName) -> ServerError {
 /// From accepting to closing.
 pub(crate) async fn serve(sites: Rc<Sites>, client: Wire, site: SiteName) {
     let mut client = client;
-    let Some(_place) = sites.sessions.take(&site) else {
+    let Some(place) = sites.bounds.sessions.take(&site) else {
+        sites.meters.of(&site).count(|counts| counts.refused_connections += 1);
         debug!(%site, "client turned away: too many connections");
         let _ = client.send(&too_many(&site).packet_before_greeting()).await;
         let _ = client.end().await;
         return;
     };
     // In a box of its own, as all that is rare: an idle connection then takes a third of the room.
-    let mut session = match Box::pin(Session::begin(sites, client, site.clone())).await {
+    let beginning = Box::pin(Session::begin(sites, client, site.clone(), place.nth));
+    let mut session = match beginning.await {
         Ok(session) => session,
         Err(LoginError::Broken(error)) => return debug!(%site, %error, "a client left in its login"),
+        // The meter counts them; there may be thousands.
+        Err(LoginError::TooMany) => return debug!(%site, "a client was turned away by the site's limit"),
         Err(error) => return info!(%site, %error, "login failed"),
     };
     match session.run().await {
@@ -223,96 +174,10 @@ pub(crate) struct Session {
     warnings: Option<Bytes>,
     /// ROW_COUNT() of such a statement.
     row_count: Option<i64>,
+    metered: Client,
 }
 
 impl Session {
-    async fn begin(sites: Rc<Sites>, mut client: Wire, site: SiteName) -> Result<Session, LoginError> {
-        let facts = match sites.warm.facts(&site) {
-            Some(facts) => facts,
-            None => first_facts(&sites, &mut client, &site).await?,
-        };
-        // Usually the next client is as the last one: then it gets its backend's own number in the greeting.
-        let likely = sites.writer(&site).and_then(|writer| sites.warm.take_likely(&site, &writer));
-        let thread =
-            likely.as_ref().map_or_else(|| rand::random::<u32>() | 1 << 31, |backend| backend.thread);
-        let arrived = greet(client, &facts, thread, &sites.ways.tls).await;
-        let give_back = |backend| sites.warm.keep(&site, backend);
-        let mut arrived = match arrived {
-            Ok(arrived) => arrived,
-            Err(error) => {
-                likely.map(give_back);
-                return Err(error);
-            }
-        };
-        let account = sites.account(&site);
-        let number = account.as_ref().map_or(0, |(number, _)| *number);
-        let mut backend = None;
-        // Who cannot prove to know the password that we know may know a newer one: the member judges.
-        let mut is_own = match &account {
-            Some((_, own)) if own.user.as_bytes() == arrived.login.user => arrived.is_proved(own).await?,
-            _ => false,
-        };
-        let mut shape = Shape::of(&arrived.login);
-        let own_schema = account.as_ref().map(|(_, own)| own.name.as_bytes());
-        let asked_schema = shape.schema.clone().filter(|asked| Some(&asked[..]) != own_schema);
-        if asked_schema.is_some() && is_own {
-            // Another schema than the site's: the member says whether there is one.
-            shape.schema = None;
-        }
-        match likely {
-            Some(likely) if is_own && likely.shape == shape => backend = Some(likely),
-            likely => {
-                likely.map(give_back);
-            }
-        }
-        if is_own && backend.is_none() {
-            match open_now(&sites, &site, &shape).await {
-                Ok(opened) => backend = opened,
-                // The account is not any more what the agent knows: the member says in its words what is wrong.
-                Err(_refused) => is_own = false,
-            }
-        }
-        if !is_own {
-            backend = Some(log_in_foreign(&sites, &site, &mut arrived).await?);
-        }
-        let tokens = sites.tokens.presence();
-        let mut session = Session {
-            nonce: arrived.nonce,
-            given: Given::new(sites.ways.threads.clone(), site.clone(), thread),
-            login: arrived.login.clone(),
-            client: Wire::closed(),
-            sites,
-            site,
-            number,
-            lock_prefix: format!("kopek{number}."),
-            shape,
-            is_foreign: !is_own,
-            backend,
-            status: facts.status,
-            carry: Carry::default(),
-            transaction: Transaction::default(),
-            slot: None,
-            tokens,
-            warnings: None,
-            row_count: None,
-        };
-        session.note_thread();
-        if is_own {
-            if let Some(schema) = asked_schema
-                && let Err(error) = session.use_schema(&schema).await
-            {
-                arrived.refuse(&error).await?;
-                return Err(LoginError::Denied {
-                    user: String::from_utf8_lossy(&session.login.user).into_owned(),
-                });
-            }
-            arrived.wire.send(&ok_packet(arrived.sequence, facts.status)).await?;
-        }
-        let (client, login) = arrived.compressed();
-        (session.client, session.login) = (client, login);
-        Ok(session)
-    }
-
     async fn run(&mut self) -> Result<(), End> {
         while let Some(command) = self.next_command().await? {
             match self.answer(command).await {
@@ -332,6 +197,7 @@ impl Session {
 
     /// The client's connection ends, its backend goes back to the others.
     async fn finish(mut self) {
+        self.metered.meter.passed(self.client.take_traffic());
         if let Err(error) = self.client.end().await {
             debug!(site = %self.site, %error, "the client did not wait for the end");
         }
@@ -498,24 +364,8 @@ impl Session {
 
     async fn find(&self) -> Result<Backend, End> {
         let site = self.site.clone();
-        let Some(_place) = self.sites.waiting.take(&site) else { return Err(End::TooMany { site }) };
+        let Some(_place) = self.sites.bounds.waiting.take(&site) else { return Err(End::TooMany { site }) };
         find_backend(&self.sites, &self.site, &self.shape).await
-    }
-
-    /// The schema that the client named in its login.
-    async fn use_schema(&mut self, schema: &[u8]) -> Result<(), ServerError> {
-        let lost = || ServerError::new(1053, b"08S01", "Kopek: the database cannot be reached at the moment");
-        self.ready().await.map_err(|_| lost())?;
-        let Some(backend) = &mut self.backend else { return Err(lost()) };
-        let packet = crate::packet::command_packet(command::INIT_DB, schema);
-        backend.wire.send(&packet).await.map_err(|_| lost())?;
-        let answer = backend.read_whole(crate::answer::Expected::Single, crate::backend::HANDSHAKE_MAX).await;
-        let (answer, said) = answer.map_err(|_| lost())?;
-        if said.error.is_some() {
-            return Err(ServerError::parse(&answer[crate::packet::HEADER..]).unwrap_or_else(lost));
-        }
-        self.carry.keep(crate::effect::Stays::Schema, &packet);
-        Ok(())
     }
 
     async fn tell(&mut self, bytes: &[u8]) -> Result<(), End> {
@@ -553,94 +403,6 @@ async fn until(moment: Option<Instant>) {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
-}
-
-/// Of PHP's mysqlnd, for the first connection of all.
-pub(crate) fn first_shape() -> Shape {
-    let caps = Caps::LONG_FLAG
-        | Caps::PROTOCOL_41
-        | Caps::TRANSACTIONS
-        | Caps::MULTI_RESULTS
-        | Caps::PS_MULTI_RESULTS
-        | Caps::LOCAL_FILES;
-    Shape { caps, collation: 45, schema: None }
-}
-
-/// What to greet with, before any member of the site was ever reached: only a member can say.
-async fn first_facts(
-    sites: &Rc<Sites>,
-    client: &mut Wire,
-    site: &SiteName,
-) -> Result<Rc<crate::handshake::Facts>, LoginError> {
-    let shape = first_shape();
-    let found = async {
-        let Some(_place) = sites.waiting.take(site) else {
-            return Err(End::TooMany { site: site.clone() });
-        };
-        timeout(WAIT_LIMIT, find_backend(sites, site, &shape)).await.unwrap_or(Err(End::NoWriter))
-    };
-    let found = tokio::select! {
-        found = found => found,
-        // The server speaks first in this protocol: a client that can be read has left, or is none.
-        _ = client.fill() => return Err(LoginError::Odd),
-    };
-    match found {
-        Ok(backend) => {
-            let facts = backend.facts.clone();
-            sites.warm.give_back(site, backend, Left::Usual);
-            Ok(facts)
-        }
-        Err(end) => {
-            warn!(%site, %end, "client turned away");
-            if let Some(error) = end.error(site) {
-                client.send(&error.packet_before_greeting()).await?;
-            }
-            client.end().await?;
-            Err(io::Error::from(io::ErrorKind::ConnectionAborted).into())
-        }
-    }
-}
-
-/// A backend for a client that logs in, if that does not mean to wait for a writer. An error: the member refuses
-/// the account, and did so for longer than it takes to make one.
-async fn open_now(sites: &Rc<Sites>, site: &SiteName, shape: &Shape) -> Result<Option<Backend>, ServerError> {
-    let Some(writer) = sites.writer(site) else { return Ok(None) };
-    if !sites.openings.is_open(site, &writer) {
-        return Ok(None);
-    }
-    let opening = async {
-        match sites.warm.take(site, &writer, shape).await {
-            Err(OpenError::Refused(error)) if !attempt::is_leaving(error.code) => {
-                match find_backend(sites, site, shape).await {
-                    Err(End::Refused(error)) => Err(error),
-                    found => Ok(found.ok()),
-                }
-            }
-            taken => Ok(taken.ok()),
-        }
-    };
-    timeout(WAIT_LIMIT, opening).await.unwrap_or(Ok(None))
-}
-
-/// An account that is not the site's own: the member judges, over a connection of its own.
-async fn log_in_foreign(
-    sites: &Rc<Sites>,
-    site: &SiteName,
-    arrived: &mut Arrived,
-) -> Result<Backend, LoginError> {
-    let opening = async {
-        loop {
-            if let Some(writer) = sites.writer(site)
-                && let Ok(backend) = Backend::greeted(&sites.ways, site, &writer).await
-            {
-                return backend;
-            }
-            sleep(RETRY_AFTER).await;
-        }
-    };
-    let mut backend = timeout(REFUSED_LIMIT, opening).await.map_err(|_| LoginError::Late)?;
-    arrived.relay_to(&mut backend).await?;
-    Ok(backend)
 }
 
 /// Returns when the site has had another writer for long enough that the former one can be given up.

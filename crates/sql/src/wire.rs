@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
+use crate::meter::Traffic;
 use crate::packet::{HEADER, header};
 
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -31,11 +32,12 @@ thread_local! {
 pub(crate) struct Wire {
     stream: Box<dyn Stream>,
     pub(crate) input: BytesMut,
+    traffic: Traffic,
 }
 
 impl Wire {
     pub(crate) fn new(stream: impl Stream + 'static) -> Wire {
-        Wire { stream: Box::new(stream), input: BytesMut::new() }
+        Wire { stream: Box::new(stream), input: BytesMut::new(), traffic: Traffic::default() }
     }
 
     /// Of nobody: what is read ends at once.
@@ -50,12 +52,13 @@ impl Wire {
 
     /// Reads more. 0: the other side has ended.
     pub(crate) async fn fill(&mut self) -> io::Result<usize> {
-        let Wire { stream, input } = self;
+        let Wire { stream, input, traffic } = self;
         poll_fn(|cx| {
             LANDING.with_borrow_mut(|landing| {
                 let mut landed = ReadBuf::new(&mut landing[..]);
                 std::task::ready!(Pin::new(&mut *stream).poll_read(cx, &mut landed))?;
                 input.extend_from_slice(landed.filled());
+                traffic.received += landed.filled().len() as u64;
                 Poll::Ready(Ok(landed.filled().len()))
             })
         })
@@ -97,6 +100,7 @@ impl Wire {
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await?;
+        self.traffic.sent += bytes.len() as u64;
         self.stream.flush().await
     }
 
@@ -112,6 +116,11 @@ impl Wire {
             Poll::Ready(sent) => Ok(sent),
             Poll::Pending => timeout(limit, sending).await,
         }
+    }
+
+    /// What has come and gone since it was asked last.
+    pub(crate) fn take_traffic(&mut self) -> Traffic {
+        std::mem::take(&mut self.traffic)
     }
 
     /// Whether the other side has neither ended nor said anything: an idle connection as it should be.

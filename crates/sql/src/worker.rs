@@ -8,22 +8,27 @@ use std::thread::JoinHandle;
 
 use kopek_core::ServerId;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 use tracing::error;
 
 use crate::backend::Ways;
 use crate::lease;
 use crate::listen::{Share, keep_listeners};
-use crate::place::Places;
-use crate::session::{EACH_SITE_MAX, Sites, WAITING_MAX};
+use crate::session::{Bounds, Sites};
+use crate::status::Question;
 use crate::token::Slots;
 
 /// Ends them when dropped.
 pub(crate) struct Workers {
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
+    /// For the status socket, one for each.
+    pub(crate) questions: Vec<mpsc::Sender<Question>>,
 }
+
+/// More wait for their turn at the status socket.
+const QUESTIONS_MAX: usize = 16;
 
 impl Drop for Workers {
     fn drop(&mut self) {
@@ -37,11 +42,13 @@ impl Drop for Workers {
 
 pub(crate) fn start(ways: &Ways, server: &ServerId) -> io::Result<Workers> {
     let count = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let (sessions, waiting) = (Places::new(EACH_SITE_MAX), Places::new(WAITING_MAX));
-    let mut workers = Workers { stop: watch::Sender::new(false), threads: Vec::new() };
+    let bounds = Bounds::default();
+    let mut workers = Workers { stop: watch::Sender::new(false), threads: Vec::new(), questions: Vec::new() };
     for number in 0..count {
         let (ways, server, mut stop) = (ways.clone(), server.clone(), workers.stop.subscribe());
-        let (sessions, waiting) = (sessions.clone(), waiting.clone());
+        let bounds = bounds.clone();
+        let (ask, mut questions) = mpsc::channel::<Question>(QUESTIONS_MAX);
+        workers.questions.push(ask);
         let thread = std::thread::Builder::new().name(format!("sql-{number}")).spawn(move || {
             let runtime: io::Result<LocalRuntime> =
                 Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
@@ -53,8 +60,16 @@ pub(crate) fn start(ways: &Ways, server: &ServerId) -> io::Result<Workers> {
                 if number == 0 {
                     spawn_local(lease::keep(ways.clone()));
                 }
-                let sites = Sites::new(ways, Slots::new(server, number), sessions, waiting);
+                let sites = Sites::new(ways, Slots::new(server, number), bounds);
                 spawn_local(sites.warm.clone().sweep());
+                spawn_local(sites.meters.clone().follow());
+                let meters = sites.meters.clone();
+                spawn_local(async move {
+                    while let Some(Question { site, answer }) = questions.recv().await {
+                        // Whoever asked may have given up.
+                        let _ = answer.send(meters.told(site.as_ref()));
+                    }
+                });
                 tokio::select! {
                     () = keep_listeners(sites, Share { number, of: count }) => error!("the agent's parts ended"),
                     _ = stop.wait_for(|stop| *stop) => {}

@@ -60,6 +60,7 @@ pub fn router(office: Arc<Office>) -> Router {
         .route("/sites/{name}", get(sites::show).delete(site_removal::delete))
         .route("/sites/{name}/deploy", post(sites::deploy))
         .route("/sites/{name}/scale", post(sites::scale))
+        .route("/sites/{name}/limit", post(sites::limit))
         .route("/sites/{name}/move-writer", post(move_writer::move_writer))
         .layer(middleware::from_fn(decide_afresh))
         .layer(DefaultBodyLimit::max(DOCUMENT_MAX))

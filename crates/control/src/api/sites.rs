@@ -6,8 +6,8 @@
 
 use axum::Json;
 use axum::extract::Path;
-use kopek_core::api::{CreateSite, DeploySite, InstanceView, ScaleSite, SiteView};
-use kopek_core::desired::{Policy, Site};
+use kopek_core::api::{CreateSite, DeploySite, InstanceView, LimitSite, ScaleSite, SiteView};
+use kopek_core::desired::{DatabaseLimits, Policy, Site};
 use kopek_core::{SiteName, keys};
 use kopek_store::Op;
 
@@ -99,6 +99,7 @@ pub async fn create(
         max: wanted.max,
         policy: wanted.policy,
         limits: wanted.limits,
+        database_limits: known.map_or(DatabaseLimits::default(), |site| site.database_limits),
         created: known.map_or(active.now(), |site| site.created),
     };
     let name = &site.name;
@@ -178,6 +179,20 @@ pub async fn scale(
     .await
 }
 
+pub async fn limit(
+    Acting(active): Acting,
+    Path(name): Path<SiteName>,
+    Json(limit): Json<LimitSite>,
+) -> Result<Json<SiteView>, Refused> {
+    edit(&active, &name, "limits of its database changed", |site| {
+        let limits = limit.applied_to(site.database_limits);
+        limits.check().map_err(|error| Refused::unusable(format!("site {}: {error}", site.name)))?;
+        site.database_limits = limits;
+        Ok(limits.to_string())
+    })
+    .await
+}
+
 /// Of the site's database and its user: what a site that is being created cannot change.
 fn names(site: &Site) -> Option<(&str, &str)> {
     site.database.as_ref().map(|database| (database.name.as_str(), database.user.as_str()))
@@ -221,11 +236,32 @@ async fn edit(
 
 #[cfg(test)]
 mod tests {
+    use kopek_core::api::Bound;
     use kopek_core::desired::{Database, Image, Limits};
     use kopek_core::{Bytes, Digest, Domain, ImageName};
 
     use super::*;
     use crate::api::desk::Desk;
+
+    #[tokio::test]
+    async fn a_limit_changes_alone_and_one_of_nothing_is_refused() {
+        let (desk, image) = desk_with_an_image().await;
+        ask(&desk, &image, "blog", "a.test", "a").await.unwrap();
+        let set = async |change: LimitSite| {
+            limit(desk.acting(), Path(SiteName::parse("blog").unwrap()), Json(change)).await
+        };
+        let connections = |bound| LimitSite { connections: Some(bound), ..LimitSite::default() };
+        let rate = LimitSite { queries_per_second: Some(Bound::AtMost(9)), ..LimitSite::default() };
+        let _ = set(connections(Bound::AtMost(20))).await.unwrap();
+        let both = set(rate).await.unwrap().0.database_limits;
+        assert_eq!((both.connections, both.queries_per_second), (Some(20), Some(9)));
+        let one = set(connections(Bound::None)).await.unwrap().0.database_limits;
+        assert_eq!((one.connections, one.queries_per_second), (None, Some(9)));
+        let refused = set(connections(Bound::AtMost(0))).await.unwrap_err();
+        assert!(refused.says("site blog"), "{refused:?}");
+        // The command that made the site can still be repeated.
+        ask(&desk, &image, "blog", "a.test", "a").await.unwrap();
+    }
 
     async fn desk_with_an_image() -> (Desk, Image) {
         let desk = Desk::new().await;

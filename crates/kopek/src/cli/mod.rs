@@ -14,6 +14,7 @@ mod site;
 mod site_check;
 mod site_config;
 mod site_create;
+mod site_db;
 mod site_logs;
 mod site_source;
 mod upload;

@@ -21,6 +21,7 @@ use super::instance::{INSTANCE_HEAD, instance_row};
 use super::output::{names, put, put_message, say, spinner, table};
 use super::site_check;
 use super::site_create::{Create, create};
+use super::site_db::{Db, Limit, db, limit};
 use super::site_logs::{Logs, logs};
 use super::site_source::SourceArgs;
 use super::upload::upload;
@@ -44,6 +45,10 @@ pub enum SiteCommand {
     },
     /// Change how many instances a site may have, and when
     Scale(Scale),
+    /// What a site asked of its database, on all servers together
+    Db(Db),
+    /// Change what a site may ask of its database
+    Limit(Limit),
     /// Let another pool member serve the site's database; it stays there as long as it can serve
     MoveWriter {
         name: SiteName,
@@ -111,6 +116,8 @@ pub async fn site(global: &Global, command: SiteCommand) -> Result<()> {
         }
         SiteCommand::Deploy { name, source, waiting } => deploy(global, &name, &source, waiting).await,
         SiteCommand::Scale(scale) => self::scale(global, scale).await,
+        SiteCommand::Db(wanted) => db(global, &wanted).await,
+        SiteCommand::Limit(wanted) => limit(global, wanted).await,
         SiteCommand::MoveWriter { name, to, waiting } => move_writer(global, &name, to, waiting).await,
         SiteCommand::Exec { name, command } => exec(&global.cell()?, &name, command).await,
         SiteCommand::Logs(wanted) => logs(&global.cell()?, &wanted).await,
@@ -281,6 +288,7 @@ pub fn show(global: &Global, site: &SiteView) -> Result<()> {
                     None => "-".to_owned(),
                 },
             ),
+            ("db limits", site.database_limits.to_string()),
             (
                 "volume",
                 format!(

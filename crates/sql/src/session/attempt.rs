@@ -4,11 +4,13 @@
 //! is hashed; a repetition passes those bytes over if they are the same, and ends the session if not.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use blake3::Hasher;
 use bytes::{Buf, BytesMut};
 use tokio::time::{Instant, sleep};
 
+use super::interrupt::{Interrupt, TOO_LONG, tell_too_long};
 use super::{CLIENT_STALL, End, GRACE, Session, WAIT_LIMIT, until};
 use crate::answer::{Answer, Expected, Next, Said};
 use crate::caps::Status;
@@ -117,6 +119,13 @@ pub(super) fn is_leaving(code: u16) -> bool {
 }
 
 impl Session {
+    /// Of the site's own statements; another account's could not be interrupted by the site's.
+    fn longest_query(&self, expected: Expected) -> Option<Duration> {
+        let limit = self.metered.meter.limits().longest_query_ms.map(Duration::from_millis);
+        let is_statement = matches!(expected, Expected::Results | Expected::ResultsOrCursor);
+        limit.filter(|_| is_statement && !self.is_foreign)
+    }
+
     /// Passes one answer from the member on. Nothing is read ahead of it.
     pub(super) async fn pass_answer(
         &mut self,
@@ -125,17 +134,23 @@ impl Session {
         shown: &mut Shown,
     ) -> Result<Ending, End> {
         let part = self.sites.part();
-        let Session { client, backend, site, .. } = self;
+        let longest = self.longest_query(expected);
+        let Session { client, backend, site, sites, metered, .. } = self;
         let Some(backend) = backend else { return Ok(Ending::Lost) };
+        let mut interrupt = Interrupt::new(longest, backend);
         let mut answer = Answer::new(expected, backend.shape.caps);
         let was = (backend.writer.server.clone(), backend.writer.epoch);
-        let lease = backend.is_leased(&self.sites.ways).then(|| self.sites.ways.lease.clone());
+        let lease = backend.is_leased(&sites.ways).then(|| sites.ways.lease.clone());
         let (member, relieved) = backend.split(part.clone(), site);
         let mut relieved = pin!(relieved);
         let mut leave_at: Option<Instant> = None;
         let mut held = BytesMut::new();
         let mut holds = withhold == Withhold::All;
+        let mut held_begins = 0;
         loop {
+            if held.is_empty() {
+                held_begins = answer.passing();
+            }
             let (count, next) = answer.take(&member.input);
             if count > 0
                 && let Some(lease) = &lease
@@ -153,22 +168,33 @@ impl Session {
             let stands_alone = next == Next::Done
                 && answer.said().status.is_some_and(|status| !status.has(Status::IN_TRANSACTION));
             let memory = if stands_alone { Memory::Needless } else { Memory::Kept };
-            if holds && held.len() + count > HELD_MAX {
+            if (holds || interrupt.was_sent()) && held.len() + count > HELD_MAX {
                 holds = false;
                 shown.show(client, &held, Memory::Kept).await?;
                 held.clear();
             }
-            if holds || passing_error {
+            if holds || passing_error || interrupt.was_sent() {
                 held.extend_from_slice(&member.input[..count]);
             } else if count > 0 {
                 shown.show(client, &member.input[..count], memory).await?;
             }
             member.input.advance(count);
+            let mut said = *answer.said();
+            if next == Next::Done && interrupt.was_sent() {
+                interrupt.settled().await;
+                if tell_too_long(&mut held, held_begins) {
+                    said.error = Some(TOO_LONG);
+                    metered.meter.count(|counts| counts.interrupted_statements += 1);
+                }
+                if !holds && !passing_error {
+                    shown.show(client, &held, Memory::Kept).await?;
+                }
+            }
             match next {
                 Next::Done if holds || passing_error => {
-                    return Ok(Ending::Withheld { answer: held, said: *answer.said() });
+                    return Ok(Ending::Withheld { answer: held, said });
                 }
-                Next::Done => return Ok(Ending::Answered(*answer.said())),
+                Next::Done => return Ok(Ending::Answered(said)),
                 Next::WantsFile => {
                     if inbox::pass_file(client, member).await? != inbox::Passed::Whole {
                         return Ok(Ending::Lost);
@@ -192,6 +218,7 @@ impl Session {
                     leave_at = Some(Instant::now() + GRACE);
                 }
                 () = until(leave_at), if leave_at.is_some() => return Ok(Ending::Lost),
+                () = interrupt.due(), if interrupt.waits() => interrupt.send(&sites.warm, site),
             }
         }
     }

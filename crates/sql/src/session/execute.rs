@@ -8,39 +8,33 @@
 //! A write on its own becomes a transaction with a token, because otherwise nobody could tell after the loss of
 //! its writer whether it had taken place.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kopek_core::desired::Database;
 use kopek_statement::{Kind, Marks, Reading, adapted, read, with_row_count};
 use tokio::time::sleep;
-use tracing::debug;
 
-use super::attempt::{Ending, Shown, Withhold, is_leaving, is_passing};
-use super::repeat::{Fate, Former, without_status};
-use super::{CLIENT_STALL, End, Flow, Session, Texts, relieved_for_good};
-use crate::answer::{Expected, Said};
-use crate::backend::{Backend, OpenError, Shape};
+use super::attempt::{Ending, Shown, Withhold, is_passing};
+use super::repeat::{Fate, Former};
+use super::{CLIENT_STALL, End, Flow, Session, Texts};
+use crate::answer::{Answer, Expected, Said};
 use crate::caps::Status;
-use crate::carry::{Carry, statement_id};
+use crate::carry::statement_id;
 use crate::effect::{Effect, PLAIN, Repeat, SCHEMA, Stays, UNKNOWN, effect_of};
-use crate::handshake::Login;
 use crate::inbox::{self, Command, Passed};
-use crate::login::{Arrived, LoginError};
 use crate::packet::{HEADER, ServerError, command, command_packet, ok_packet};
 use crate::threads::killing_actual;
 use crate::token::Token;
-use crate::transaction::{Done, Seen, Transaction, now_micros};
-use crate::warm::Left;
-use crate::wire::Wire;
-use crate::writer::changed_from;
+use crate::transaction::now_micros;
+
+mod keep;
+mod note;
+mod write_alone;
 
 /// A transaction that fails by others' deadlocks is done again so often.
 const PASSING_MAX: u32 = 5;
 /// Nor is anything repeated more often than this after lost writers.
 const TRIES_MAX: u32 = 20;
-/// `SHOW WARNINGS` has 64 rows at most (`max_error_count`).
-const WARNINGS_MAX: usize = 1 << 20;
 /// After a deadlock the other one goes first.
 const DEADLOCK_PAUSE: Duration = Duration::from_millis(5);
 
@@ -50,8 +44,12 @@ pub(super) struct Work {
     expected: Expected,
     effect: Effect,
     reading: Option<Reading>,
+    /// What the client wrote, where the member gets another text.
+    asked: Option<BytesMut>,
     /// First sent at.
     micros: u64,
+    /// When it came.
+    at: Instant,
 }
 
 impl Work {
@@ -84,8 +82,24 @@ impl Session {
             command::PROCESS_KILL => self.kill_actual(&mut command),
             _ => {}
         }
-        let saved = (self.warnings.take(), self.row_count.take());
-        let Some(work) = self.understand(command, saved).await? else { return Ok(Flow::On) };
+        if let Some(error) = self.refusal(&command) {
+            self.tell(&error.packet(1)).await?;
+            return Ok(Flow::On);
+        }
+        let mut work = self.understand(command);
+        let done = self.carry_out(&mut work).await;
+        self.note(&work, done.as_ref());
+        done.map(|_| Flow::On)
+    }
+
+    /// Until the client has its answer, however often the command has to be sent.
+    async fn carry_out(&mut self, work: &mut Work) -> Result<Said, End> {
+        if let Some(warnings) = self.saved_warnings(work) {
+            self.tell(&warnings).await?;
+            let mut answer = Answer::new(work.expected, self.shape.caps);
+            answer.take(&warnings);
+            return Ok(*answer.said());
+        }
         if work.effect.needs_files {
             self.sites.barrier.settled(&self.site).await;
         }
@@ -93,23 +107,20 @@ impl Session {
         if changes_beginnings {
             self.sites.warm.forget(&self.site);
         }
-        if self.may_be_wrapped(&work) {
-            Box::pin(self.write_alone(work)).await?;
-        } else {
-            self.execute(work).await?;
-        }
+        let said = match self.may_be_wrapped(work) {
+            true => Box::pin(self.write_alone(work)).await?,
+            false => self.execute(work).await?,
+        };
         if changes_beginnings {
             self.sites.warm.forget(&self.site);
         }
-        Ok(Flow::On)
+        Ok(said)
     }
 
-    /// `None`: it was answered here.
-    async fn understand(
-        &mut self,
-        mut command: Command,
-        saved: (Option<Bytes>, Option<i64>),
-    ) -> Result<Option<Work>, End> {
+    fn understand(&mut self, mut command: Command) -> Work {
+        let at = Instant::now();
+        let saved = (self.warnings.take(), self.row_count.take());
+        let mut asked = None;
         let kind = command.kind();
         let expected = Expected::of(kind);
         let (effect, reading) = match kind {
@@ -117,16 +128,13 @@ impl Session {
                 let reading = read(command.body(), self.dialect());
                 if reading.marks.intersects(Marks::DIAGNOSTICS | Marks::ROW_COUNT) {
                     (self.warnings, self.row_count) = saved;
-                    if self.show_saved_warnings(&command).await? {
-                        return Ok(None);
-                    }
                 }
-                self.adapt(&mut command, &reading);
+                asked = self.adapt(&mut command, &reading);
                 (effect_of(&reading), Some(reading))
             }
             command::STMT_PREPARE => {
                 let reading = read(command.body(), self.dialect());
-                self.adapt(&mut command, &reading);
+                asked = self.adapt(&mut command, &reading);
                 (PLAIN, Some(reading))
             }
             command::STMT_EXECUTE | command::STMT_BULK_EXECUTE => {
@@ -146,17 +154,17 @@ impl Session {
             | command::RESET_CONNECTION => (PLAIN, None),
             _ => (UNKNOWN, None),
         };
-        let mut work = Work { command, expected, effect, reading, micros: now_micros() };
+        let mut work = Work { command, expected, effect, reading, asked, micros: now_micros(), at };
         if opens_cursor(&work) {
             work.expected = Expected::ResultsOrCursor;
         }
-        Ok(Some(work))
+        work
     }
 
-    /// Texts that a pool cannot take as they are.
-    fn adapt(&self, command: &mut Command, reading: &Reading) {
+    /// Texts that a pool cannot take as they are. Gives what it was, if it is another one now.
+    fn adapt(&self, command: &mut Command, reading: &Reading) -> Option<BytesMut> {
         if !command.is_whole() {
-            return;
+            return None;
         }
         let text = command.body();
         let other = match self.row_count {
@@ -170,24 +178,17 @@ impl Session {
             _ if self.sites.texts == Texts::AsTheyAre => None,
             _ => adapted(text, reading, self.dialect(), &self.lock_prefix),
         };
-        if let Some(other) = other
-            && other.len() < inbox::WHOLE_MAX
-        {
-            command.packet = command_packet(command.kind(), &other);
-        }
+        let other = other.filter(|other| other.len() < inbox::WHOLE_MAX)?;
+        let packet = command_packet(command.kind(), &other);
+        Some(std::mem::replace(&mut command.packet, packet))
     }
 
     /// Only the statement as nearly everybody writes it.
-    async fn show_saved_warnings(&mut self, command: &Command) -> Result<bool, End> {
-        let text = command.body().trim_ascii().strip_suffix(b";").unwrap_or(command.body().trim_ascii());
-        match &self.warnings {
-            Some(warnings) if text.eq_ignore_ascii_case(b"SHOW WARNINGS") => {
-                let warnings = warnings.clone();
-                self.tell(&warnings).await?;
-                Ok(true)
-            }
-            _ => Ok(false),
-        }
+    fn saved_warnings(&self, work: &Work) -> Option<Bytes> {
+        let warnings = self.warnings.as_ref().filter(|_| work.command.kind() == command::QUERY)?;
+        let text = work.command.body().trim_ascii();
+        let text = text.strip_suffix(b";").unwrap_or(text);
+        text.eq_ignore_ascii_case(b"SHOW WARNINGS").then(|| warnings.clone())
     }
 
     async fn close_statement(&mut self, command: &Command) {
@@ -200,203 +201,39 @@ impl Session {
         self.carry.closed(id);
     }
 
-    /// Whether the command is a write on its own whose fate a token can tell.
-    fn may_be_wrapped(&self, work: &Work) -> bool {
-        work.effect.repeat == Repeat::Uncommitted
-            && work.command.is_whole()
-            && work.expected == Expected::Results
-            && !opens_cursor(work)
-            && !self.is_in_transaction()
-            && self.why_bound().is_none()
-            && self.tokens.is_there()
-    }
-
-    async fn write_alone(&mut self, work: Work) -> Result<(), End> {
-        let mut passing = 0;
-        for _ in 0..TRIES_MAX {
-            self.ready().await?;
-            let token = self.new_token();
-            let mut shown = Shown::default();
-            let mut together = command_packet(command::QUERY, b"START TRANSACTION");
-            together.put_slice(&command_packet(command::QUERY, token.write().as_bytes()));
-            let addressed = self.carry.addressed(work.packet());
-            together.put_slice(addressed.as_deref().unwrap_or(work.packet()));
-            if !self.send_with_token(&together, 1).await {
-                self.backend = None;
-                continue;
-            }
-            let (mut answer, said) = match self.pass_answer(work.expected, Withhold::All, &mut shown).await? {
-                Ending::Withheld { answer, said } => (answer, said),
-                // It was too long to hold, and the client has it.
-                Ending::Answered(said) => (BytesMut::new(), said),
-                Ending::Lost if shown.is_nothing() => {
-                    self.backend = None;
-                    continue;
-                }
-                Ending::Lost => return Err(lost("a part of its answer was sent")),
-            };
-            match said.error {
-                Some(code) if is_leaving(code) => {
-                    self.backend = None;
-                    continue;
-                }
-                Some(code) if is_passing(code) && passing < PASSING_MAX => {
-                    passing += 1;
-                    sleep(DEADLOCK_PAUSE * passing).await;
-                    continue;
-                }
-                _ => {}
-            }
-            self.keep_diagnostics(&said).await;
-            let Some(former) = self.former() else { continue };
-            let end = if said.error.is_some() { "ROLLBACK" } else { "COMMIT" };
-            let relieved = relieved_for_good(self.sites.part(), &self.site, &former.writer);
-            let ended = match &mut self.backend {
-                Some(backend) => tokio::select! {
-                    ended = backend.query(end) => ended,
-                    () = relieved => Err(std::io::ErrorKind::TimedOut.into()),
-                },
-                None => continue,
-            };
-            let outcome = match ended {
-                Ok(Said { error: None, status, .. }) => {
-                    self.status = status.unwrap_or(self.status);
-                    Outcome::Sure
-                }
-                Ok(Said { error: Some(code), .. })
-                    if is_passing(code) && passing < PASSING_MAX && shown.is_nothing() =>
-                {
-                    passing += 1;
-                    Outcome::Again
-                }
-                Ok(Said { error: Some(code), .. }) if !is_leaving(code) => {
-                    return Err(lost(&format!("its commit failed with error {code}")));
-                }
-                Ok(_) | Err(_) if said.error.is_some() => {
-                    self.backend = None;
-                    Outcome::Sure
-                }
-                Ok(_) | Err(_) => {
-                    self.backend = None;
-                    match self.fate_of(token, &former).await? {
-                        Fate::Committed => Outcome::Sure,
-                        Fate::NotCommitted if shown.is_nothing() => Outcome::Again,
-                        Fate::NotCommitted => return Err(lost("a part of its answer was sent")),
-                    }
-                }
-            };
-            if outcome == Outcome::Again {
-                continue;
-            }
-            without_status(&mut answer, Status::IN_TRANSACTION.0);
-            self.tell(&answer).await?;
-            self.keep(&work, &said);
-            if said.error.is_none() {
-                self.keep_stay(&work);
-            }
-            return Ok(());
-        }
-        Err(lost("every other writer was lost too"))
-    }
-
-    fn new_token(&mut self) -> Token {
-        let slot = self.slot.get_or_insert_with(|| self.sites.slots.take());
-        Token::new(self.number, slot)
-    }
-
-    fn former(&self) -> Option<Former> {
-        let backend = self.backend.as_ref()?;
-        Some(Former { writer: backend.writer.clone(), thread: backend.thread })
-    }
-
-    /// Sends commands of which the token is the `nth`, counted from 0, and passes over the answers up to it.
-    /// False: the member is lost.
-    async fn send_with_token(&mut self, together: &[u8], nth: usize) -> bool {
-        let Some(backend) = &mut self.backend else { return false };
-        let writer = backend.writer.clone();
-        let sent = async {
-            backend.wire.send(together).await?;
-            let mut last = Said::default();
-            for _ in 0..=nth {
-                last = backend.pass_over(Expected::Results).await?;
-            }
-            std::io::Result::Ok(last)
-        };
-        // A hung member answers nothing: the next part of the agent tells.
-        let sent = tokio::select! {
-            sent = sent => sent,
-            () = changed_from(self.sites.part(), &self.site, &writer) => return false,
-        };
-        match sent {
-            Ok(Said { error: None, .. }) => true,
-            Ok(Said { error: Some(code), .. }) if is_leaving(code) => false,
-            Ok(Said { error: Some(code), .. }) => {
-                debug!(site = %self.site, code, "the site has no row for its tokens");
-                self.tokens.was_missed();
-                true
-            }
-            Err(_) => false,
-        }
-    }
-
-    /// Our own COMMIT or ROLLBACK makes the member forget them.
-    async fn keep_diagnostics(&mut self, said: &Said) {
-        self.row_count = Some(match said.error {
-            Some(_) => -1,
-            None => i64::try_from(said.affected).unwrap_or(i64::MAX),
-        });
-        if said.warnings == 0 && said.error.is_none() {
-            return;
-        }
-        let Some(backend) = &mut self.backend else { return };
-        let writer = backend.writer.clone();
-        let relieved = relieved_for_good(self.sites.part(), &self.site, &writer);
-        let asking = async {
-            backend.wire.send(&command_packet(command::QUERY, b"SHOW WARNINGS")).await?;
-            backend.read_whole(Expected::Results, WARNINGS_MAX).await
-        };
-        let answered = tokio::select! {
-            answered = asking => answered,
-            () = relieved => return,
-        };
-        if let Ok((mut warnings, _)) = answered {
-            without_status(&mut warnings, Status::IN_TRANSACTION.0);
-            self.warnings = Some(warnings.freeze());
-        }
-    }
-
     /// Anything but a write on its own.
-    async fn execute(&mut self, mut work: Work) -> Result<(), End> {
+    async fn execute(&mut self, work: &mut Work) -> Result<Said, End> {
         let mut shown = Shown::default();
         let mut passing = 0;
-        for _ in 0..TRIES_MAX {
+        for tried in 0..TRIES_MAX {
+            self.note_repetition(tried);
             match self.ready().await {
                 Err(End::RolledBack) if !shown.is_nothing() => {
                     return Err(lost("its transaction went another way"));
                 }
                 other => other?,
             }
-            let commit = self.commit_token(&work);
+            let commit = self.commit_token(work);
             let former = self.former();
-            let ending = self.try_once(&mut work, commit, &mut shown).await?;
+            let ending = self.try_once(work, commit, &mut shown).await?;
             match ending {
                 Ending::Answered(said) => {
                     if said.error.is_some_and(is_passing) {
                         self.end_transaction();
                         self.status = Status(self.status.0 & !Status::IN_TRANSACTION.0);
                     }
-                    self.keep_in_transaction(&work, &said, &shown);
-                    return Ok(());
+                    self.keep_in_transaction(work, &said, &shown);
+                    return Ok(said);
                 }
                 Ending::Withheld { answer, said } if self.is_foreign => {
                     self.tell(&answer).await?;
-                    self.keep_in_transaction(&work, &said, &shown);
-                    return Ok(());
+                    self.keep_in_transaction(work, &said, &shown);
+                    return Ok(said);
                 }
                 Ending::Withheld { said, .. }
                     if said.error.is_some_and(is_passing)
                         && passing < PASSING_MAX
-                        && self.why_not_again(&work).is_none() =>
+                        && self.why_not_again(work).is_none() =>
                 {
                     passing += 1;
                     sleep(DEADLOCK_PAUSE * passing).await;
@@ -408,15 +245,15 @@ impl Session {
                     self.tell(&answer).await?;
                     self.end_transaction();
                     self.status = Status(self.status.0 & !Status::IN_TRANSACTION.0);
-                    return Ok(());
+                    return Ok(said);
                 }
                 // A leaving member's error, or a lost member.
                 Ending::Withheld { .. } | Ending::Lost => {
                     self.backend = None;
-                    if Box::pin(self.settle_commit(&work, commit, former, &shown)).await? {
-                        return Ok(());
+                    if Box::pin(self.settle_commit(work, commit, former, &shown)).await? {
+                        return Ok(Said::default());
                     }
-                    if let Some(why) = self.why_not_again(&work) {
+                    if let Some(why) = self.why_not_again(work) {
                         return Err(lost(why));
                     }
                 }
@@ -521,99 +358,6 @@ impl Session {
         }
     }
 
-    /// What a command that was answered leaves behind.
-    fn keep_in_transaction(&mut self, work: &Work, said: &Said, shown: &Shown) {
-        let was_open = self.transaction.is_open;
-        self.keep(work, said);
-        let is_open = self.status.has(Status::IN_TRANSACTION);
-        self.transaction.is_open = is_open;
-        let stays = if said.error.is_some() { Stays::Nothing } else { work.effect.stays };
-        if is_open {
-            self.transaction.has_written |= work.effect.repeat != Repeat::Freely;
-            if work.effect.repeat == Repeat::Never || !work.command.is_whole() {
-                self.transaction.spoil("a transaction with a statement that cannot be repeated");
-            }
-            if work.command.is_whole() && (work.expected == Expected::Results || stays != Stays::Nothing) {
-                return self.log(work, stays, said, shown.seen());
-            }
-        }
-        if said.error.is_none() {
-            self.keep_stay(work);
-        }
-        if was_open && !is_open {
-            self.end_transaction();
-        }
-    }
-
-    fn log(&mut self, work: &Work, stays: Stays, said: &Said, seen: Seen) {
-        let inserts = work.is(Kind::Insert) || work.is(Kind::Replace);
-        let done = Done {
-            packet: Bytes::copy_from_slice(work.packet()),
-            stays,
-            seen,
-            micros: work.micros,
-            insert_id: if inserts { said.insert_id } else { 0 },
-        };
-        if !self.transaction.push(done) {
-            self.carry.stick("more settings than are kept");
-        }
-        if let Stays::Stuck(why) = stays {
-            self.carry.stick(why);
-        }
-    }
-
-    fn end_transaction(&mut self) {
-        for done in self.transaction.end() {
-            self.carry.keep(done.stays, &done.packet);
-        }
-    }
-
-    /// What the session keeps of a command.
-    fn keep(&mut self, work: &Work, said: &Said) {
-        self.status = said.status.unwrap_or(self.status);
-        if said.error.is_some() {
-            return;
-        }
-        self.carry.inserted(said.insert_id);
-        match work.command.kind() {
-            command::STMT_PREPARE => {
-                if let (Some((id, parameters)), Some(reading)) = (said.prepared, work.reading) {
-                    match work.command.is_whole() {
-                        true => self.carry.prepared(id, parameters, work.packet(), reading),
-                        false => self.carry.stick("a prepared statement that was too large to be kept"),
-                    }
-                }
-            }
-            command::RESET_CONNECTION => {
-                self.transaction.end();
-                self.carry.reset();
-                self.status = Status(self.status.0 & !Status::IN_TRANSACTION.0 | Status::AUTOCOMMIT.0);
-            }
-            command::STMT_SEND_LONG_DATA => self.carry.stick("data that was sent ahead of its statement"),
-            command::STMT_EXECUTE if opens_cursor(work) => self.carry.stick("an open cursor"),
-            _ => {}
-        }
-        if let Stays::Stuck(_) = work.effect.stays
-            && work.reading.is_none_or(|reading| matches!(reading.kind, Kind::SetOther | Kind::Other))
-        {
-            self.carry.was_left(Left::Unknown);
-        }
-        if work.reading.is_some_and(|reading| reading.marks.contains(Marks::MULTI)) {
-            // One of them may have chosen another schema.
-            self.carry.was_left(Left::OtherSchema);
-        }
-    }
-
-    fn keep_stay(&mut self, work: &Work) {
-        match work.command.is_whole() {
-            true => self.carry.keep(work.effect.stays, work.packet()),
-            false if work.effect.stays != Stays::Nothing => {
-                self.carry.stick("a setting that was too large to be kept");
-            }
-            false => {}
-        }
-    }
-
     /// The member rolled it back, or it could not be repeated: the client hears of a deadlock, as MySQL calls it.
     pub(super) async fn roll_back(&mut self) -> Result<(), End> {
         self.backend = None;
@@ -654,88 +398,12 @@ impl Session {
             }
         }
     }
-
-    /// COM_CHANGE_USER: another login on the same connection. Whatever the outcome, the session is as new.
-    async fn change_user(&mut self, command: &Command) -> Result<(), End> {
-        let Some(login) = Login::parse_change(command.body(), &self.login) else {
-            return self.tell(&ServerError::new(1047, b"08S01", "Unknown command").packet(1)).await;
-        };
-        // Only the schema and the login of the backend count, and both change.
-        (self.carry, self.status) = (Carry::default(), Status::AUTOCOMMIT);
-        self.transaction = Transaction::default();
-        self.ready().await?;
-        let Some(mut backend) = self.backend.take() else { return Err(End::ClosedByMember) };
-        let account = self.sites.account(&self.site).map(|(_, account)| account);
-        let mut arrived = Arrived {
-            wire: std::mem::replace(&mut self.client, Wire::closed()),
-            login,
-            sequence: 1,
-            nonce: self.nonce,
-        };
-        let outcome = change(&mut arrived, &mut backend, account.as_ref()).await;
-        let Arrived { wire, login, nonce, .. } = arrived;
-        (self.client, self.nonce) = (wire, nonce);
-        match outcome {
-            Ok(whose) => {
-                self.is_foreign = whose == Whose::Foreign;
-                self.shape = backend.shape.clone();
-                self.login = login;
-            }
-            // The former user goes on, but as new; what else is left is not known.
-            Err(LoginError::Denied { .. }) => self.carry.was_left(Left::Unknown),
-            Err(error) => return Err(error.into()),
-        }
-        self.backend = Some(backend);
-        Ok(())
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Whose {
-    Own,
-    Foreign,
-}
-
-async fn change(
-    arrived: &mut Arrived,
-    backend: &mut Backend,
-    account: Option<&Database>,
-) -> Result<Whose, LoginError> {
-    let asked = arrived.login.schema.clone();
-    if let Some(own) = account
-        && own.user.as_bytes() == arrived.login.user
-        && arrived.is_proved(own).await?
-    {
-        let caps = backend.shape.caps;
-        let schema = asked.clone().filter(|asked| own.name.is_empty() || &asked[..] == own.name.as_bytes());
-        let shape = Shape { caps, collation: arrived.login.collation, schema };
-        let packet_schema = asked;
-        return match backend.change_user(own, &Shape { schema: packet_schema, ..shape.clone() }).await {
-            Ok(()) => {
-                arrived.send(&ok_packet(0, Status::AUTOCOMMIT)[HEADER..]).await?;
-                Ok(Whose::Own)
-            }
-            Err(OpenError::Refused(error)) => {
-                arrived.refuse(&error).await?;
-                Err(LoginError::Denied { user: own.user.clone() })
-            }
-            Err(error) => Err(LoginError::Broken(std::io::Error::other(error))),
-        };
-    }
-    arrived.relay_change_to(backend).await?;
-    Ok(Whose::Foreign)
 }
 
 /// Whether a session that begins after the statement may find something else than one that began before.
 fn changes_beginnings(reading: &Reading) -> bool {
     reading.marks.intersects(Marks::SETS_GLOBAL | Marks::MULTI | Marks::HIDDEN_TEXT)
         || matches!(reading.kind, Kind::Account | Kind::Maintenance | Kind::SetOther)
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Sure,
-    Again,
 }
 
 fn lost(why: &str) -> End {

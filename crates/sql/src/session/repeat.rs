@@ -60,6 +60,7 @@ impl Session {
             return Ok(false);
         }
         info!(%site, statements = transaction.done().len(), server = %backend.writer.server, "transaction repeated");
+        self.metered.meter.count(|counts| counts.repeated_transactions += 1);
         Ok(true)
     }
 

@@ -8,7 +8,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use kopek_core::config::{Dirs, SQL_PORT, ServerConfig};
-use kopek_core::desired::Database;
+use kopek_core::desired::{Database, DatabaseLimits};
 use kopek_core::part::{RoutedWriter, SqlListener, SqlPart, SqlSite};
 use kopek_core::{InstanceId, ServerId, SiteName};
 use kopek_link::{CellAuthority, Csr, Identity, Parts};
@@ -242,11 +242,18 @@ impl Server {
         let number = if name == "blog" { 5 } else { 6 };
         let [schema, user, password] = [name, name, "secret"].map(str::to_owned);
         let database = Some(Database { name: schema, user, password });
-        self.part.sites.insert(site(name), SqlSite { number, writer: routed, database });
+        self.part
+            .sites
+            .insert(site(name), SqlSite { number, writer: routed, database, limits: Default::default() });
         match writer {
             Some((number, epoch)) if number == self.number => self.part.writes_for.insert(site(name), epoch),
             _ => self.part.writes_for.remove(&site(name)),
         };
+        self.agent.publish(self.part.clone());
+    }
+
+    pub fn limits(&mut self, name: &str, limits: DatabaseLimits) {
+        self.part.sites.get_mut(&site(name)).unwrap().limits = limits;
         self.agent.publish(self.part.clone());
     }
 

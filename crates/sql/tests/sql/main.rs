@@ -3,5 +3,6 @@
 
 mod going_on;
 mod ground;
+mod metering;
 mod reaching;
 mod sessions;
