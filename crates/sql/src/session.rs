@@ -185,6 +185,8 @@ impl Session {
                 Ok(Flow::Over) => return Ok(()),
                 Err(End::RolledBack) => self.roll_back().await?,
                 Err(end) => {
+                    // It may be in the middle of an answer, which the next client would get.
+                    self.backend = None;
                     if let Some(error) = end.error(&self.site) {
                         self.tell(&error.packet(1)).await?;
                     }
