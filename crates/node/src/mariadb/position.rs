@@ -87,10 +87,10 @@ pub fn allow_bootstrap(data: &Path) -> io::Result<()> {
     if allowed == text { Ok(()) } else { replace(&path, &allowed) }
 }
 
-/// Whether another member's data are being received, as Galera and its script leave it on disk: the state of
-/// nobody, the folder of what came. Looked at while mariadbd starts.
+/// Whether another member's data are being received: its script keeps them in this folder at first. Galera's own
+/// state says nothing: it is nobody's for a moment also when a member only catches up. Looked at while it starts.
 pub fn is_being_copied(data: &Path) -> bool {
-    data.join(".sst").exists() || saved(data).is_some_and(|position| position.group == NOBODY)
+    data.join(".sst").exists()
 }
 
 /// Before the first file of a copy can reach the disk, or as soon as it is seen.
@@ -227,12 +227,10 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_seen_by_its_folder_or_by_a_state_that_is_nobodys() {
+    fn a_copy_is_seen_by_its_folder() {
         let (_folder, home) = home_with(&state(GROUP, -1));
         assert!(!is_being_copied(&home.data()), "it crashed, or catches up");
         fs::create_dir(home.data().join(".sst")).unwrap();
-        assert!(is_being_copied(&home.data()));
-        let (_folder, home) = home_with(&state(NOBODY, -1));
         assert!(is_being_copied(&home.data()));
     }
 }
