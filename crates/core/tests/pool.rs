@@ -153,12 +153,27 @@ fn after_a_stop_the_newest_starts_when_nothing_else_can_bring_the_pool_back() {
     assert_eq!(decided(&cell), NOTHING, "a and b may find one another again");
     *member(&mut cell, "b") = SeenMember { state: Stopped, ..member(&mut cell, "b").clone() };
     assert_eq!(decided(&cell), start("a", 7), "a alone waits for nobody");
-    member(&mut cell, "c").position = None;
+    *member(&mut cell, "c") =
+        SeenMember { state: Starting, position: None, ..member(&mut cell, "c").clone() };
+    *member(&mut cell, "a") = SeenMember { state: Stopped, ..member(&mut cell, "a").clone() };
     assert_eq!(decided(&cell), NOTHING, "being read from disk");
     cell.placed.pool.stopped = None;
     assert_eq!(decided(&cell), ["pool is out of service: no member is synced"]);
     let none = decided(&stopped([Stopped, Stopped, Stopped], [-1, -1, -1]));
     assert_eq!(none, ["blocked, pool: no member has any data: restore a backup"]);
+}
+
+#[test]
+fn a_member_whose_data_cannot_be_read_is_named_instead_of_being_waited_for_in_silence() {
+    let mut cell = stopped([MemberState::Stopped, MemberState::Stopped, MemberState::Stopped], [5, 7, 6]);
+    member(&mut cell, "a").position = None;
+    assert_eq!(
+        decided(&cell),
+        [
+            "blocked, pool: no member is in service, and the data of a cannot be read (the agent's log there says \
+          why): mend them, or give the server up with `kopek server remove`"
+        ]
+    );
 }
 
 #[test]

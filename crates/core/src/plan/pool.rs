@@ -198,6 +198,18 @@ fn newest(draft: &Draft) -> Result<(ServerId, String), Wait> {
             missing.join(", ")
         )));
     }
+    // One that reads its position says that it starts; one that is stopped and has none could not read it.
+    let is_unreadable = |m: &&ServerId| {
+        seen(draft, m).is_some_and(|m| m.state == MemberState::Stopped && m.position.is_none())
+    };
+    let unreadable: Vec<&str> = members.iter().filter(is_unreadable).map(ServerId::as_str).collect();
+    if !unreadable.is_empty() {
+        return Err(Wait::People(format!(
+            "no member is in service, and the data of {} cannot be read (the agent's log there says why): mend \
+             them, or give the server up with `kopek server remove`",
+            unreadable.join(", ")
+        )));
+    }
     let state = |member: &ServerId| seen(draft, member).map(|m| &m.state);
     let unready = members.iter().filter(|m| matches!(state(m), Some(MemberState::Unready { .. }))).count();
     let starting = members.iter().any(|m| state(m) == Some(&MemberState::Starting));

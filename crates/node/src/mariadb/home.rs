@@ -60,6 +60,11 @@ impl Home {
         self.state().join("bootstrap-spent")
     }
 
+    /// There while the data come from another member and may not be on disk yet (position.rs).
+    pub fn copy_mark(&self) -> PathBuf {
+        self.state().join("copy-unsaved")
+    }
+
     pub fn run(&self) -> PathBuf {
         self.dirs.run.join("mariadb")
     }

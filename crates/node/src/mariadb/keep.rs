@@ -77,6 +77,7 @@ pub async fn keep(home: Home, wanted: watch::Receiver<Wanted>, voice: Voice, loo
         look,
         running,
         found: None,
+        is_unreadable: false,
         backoff: Backoff::default(),
         disk: DiskUse::default(),
     };
@@ -91,6 +92,8 @@ struct Keeper {
     running: Option<Running>,
     /// The position on disk, while it does not run and once it was looked for.
     found: Option<Found>,
+    /// It could not be read, which is said until it can: people have to see to it.
+    is_unreadable: bool,
     backoff: Backoff,
     disk: DiskUse,
 }
@@ -113,6 +116,8 @@ struct Life {
     group: BTreeSet<ServerId>,
     /// It was in the group or tried to be, and will not find back by itself.
     is_put_out: bool,
+    /// Its data are on disk, wherever they came from.
+    is_saved: bool,
     /// Since when it answers without being connected to the group.
     unconnected: Option<Instant>,
     position: Option<Position>,
@@ -140,6 +145,7 @@ impl Running {
             view: String::new(),
             group: BTreeSet::new(),
             is_put_out: false,
+            is_saved: false,
             unconnected: None,
             position: None,
             done: BTreeMap::new(),
@@ -198,10 +204,14 @@ impl Keeper {
     /// The member does not run.
     async fn begin(&mut self, member: &AssignedMember) -> Result<(), BeginError> {
         if self.home.data().is_dir() && self.found.is_none() {
-            self.report(MemberState::Starting, 0);
+            if !self.is_unreadable {
+                self.report(MemberState::Starting, 0);
+            }
             // After a reboot the folder of sockets is gone, which reading the position needs too.
             setup::prepare(&self.home).await?;
+            self.is_unreadable = true;
             self.found = Some(position::on_disk(&self.home).await?);
+            self.is_unreadable = false;
         }
         if member.start == Start::Hold {
             self.report(MemberState::Stopped, 0);
@@ -214,6 +224,10 @@ impl Keeper {
         if first {
             info!("made the first data of this pool member");
             self.found = Some(position::on_disk(&self.home).await?);
+        }
+        if self.found.as_ref().is_some_and(|found| found.position == position::nothing()) {
+            // It can only get everything from another one.
+            position::mark_copy(&self.home).map_err(BeginError::Mark)?;
         }
         let group = if self.may_bootstrap(member) { Group::New } else { Group::Existing };
         if group == Group::New {
@@ -488,12 +502,24 @@ enum BeginError {
     Daemon(#[from] crate::daemon::DaemonError),
     #[error("cannot mark the data as the pool's newest")]
     Bootstrap(#[source] std::io::Error),
+    #[error("cannot note that the data are being copied")]
+    Mark(#[source] std::io::Error),
 }
 
 impl Life {
     /// How the member is, and the size of its group.
     async fn ask(&mut self, home: &Home, member: Option<&AssignedMember>) -> (MemberState, usize) {
+        if !self.is_saved
+            && position::is_being_copied(&home.data())
+            && let Err(error) = position::mark_copy(home)
+        {
+            warn!(%error, "cannot note that the data are being copied");
+        }
         match self.status(&home.socket()).await {
+            // It serves nobody before a power cut could no longer take what it was given.
+            Ok(status) if status.accepts_writes() && !self.save(home).await => {
+                (MemberState::Starting, status.group_size)
+            }
             Ok(status) if status.accepts_writes() => {
                 self.progress = Progress::Answered;
                 if let Some(member) = member {
@@ -517,6 +543,25 @@ impl Life {
             Err(_) if self.progress == Progress::Starting => (MemberState::Starting, 0),
             Err(why) => (MemberState::Unready { why }, 0),
         }
+    }
+
+    /// Whether its data are on disk. Once in its life: from then on InnoDB sees to that itself.
+    async fn save(&mut self, home: &Home) -> bool {
+        if self.is_saved || !home.copy_mark().exists() {
+            self.is_saved = true;
+            return true;
+        }
+        let at = home.clone();
+        // On a thread of its own: writing out gigabytes takes the disk's time.
+        match tokio::task::spawn_blocking(move || position::save_copy(&at)).await {
+            Ok(Ok(())) => {
+                info!("the copy of the pool's data is on disk");
+                self.is_saved = true;
+            }
+            Ok(Err(error)) => warn!(%error, "cannot put the member's data on disk"),
+            Err(error) => warn!(%error, "cannot put the member's data on disk"),
+        }
+        self.is_saved
     }
 
     async fn status(&mut self, socket: &Path) -> Result<Status, String> {

@@ -92,6 +92,8 @@ async fn first_data(home: &Home, account: Account) -> Result<(), SetupError> {
     give(&unready, Some(account)).map_err(failed)?;
     install(home, &unready, account).await?;
     place_in_history(home, &unready, account).await?;
+    // Not every program that wrote there has put its files on disk.
+    fs::File::open(&unready).and_then(|folder| Ok(rustix::fs::syncfs(folder)?)).map_err(failed)?;
     fs::rename(&unready, home.data()).map_err(failed)?;
     // The rename must not be undone by a power cut once somebody relies on it.
     fs::File::open(home.state()).and_then(|folder| folder.sync_all()).map_err(failed)
