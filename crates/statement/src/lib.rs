@@ -11,9 +11,11 @@
 //! sessions in these.
 
 mod digest;
+mod hidden;
 mod item;
 mod lex;
 mod marks;
+mod partition;
 mod read;
 mod rewrite;
 mod table;

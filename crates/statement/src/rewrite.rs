@@ -2,6 +2,7 @@
 //! Edits lie between tokens of the original; everything else stays byte for byte. Called by `sql` when the
 //! marks say that there may be something to do.
 
+use crate::hidden::hidden_edits;
 use crate::item::calls;
 use crate::lex::{Lexer, Token};
 use crate::table::table_edits;
@@ -34,11 +35,12 @@ impl Edit {
 ///   documentation says. The name is evaluated once, also when it is a `?`. Lost: an empty name is NULL and a
 ///   longer one or a number an error; here they are names.
 ///   `lock_prefix`: at most 32 characters, no quote and no backslash.
+/// - The texts of PREPARE and EXECUTE IMMEDIATE likewise, where they can be seen: see `hidden.rs`.
 /// - Select items with such a call keep their column names: see `item.rs`.
 ///
 /// Texts above 4 MiB stay as they are, and so do unfinished ones.
 pub fn adapted(text: &[u8], reading: &Reading, dialect: Dialect, lock_prefix: &str) -> Option<Vec<u8>> {
-    if !reading.marks.intersects(Marks::TABLE_DDL | Marks::LOCK_FUNCTION) {
+    if !reading.marks.intersects(Marks::TABLE_DDL | Marks::LOCK_FUNCTION | Marks::HIDDEN_TEXT) {
         return None;
     }
     assert!(lock_prefix.len() <= 32 && !lock_prefix.contains(['\'', '\\']), "{lock_prefix:?} is no prefix");
@@ -56,6 +58,9 @@ pub fn adapted(text: &[u8], reading: &Reading, dialect: Dialect, lock_prefix: &s
                 edits.push(Edit::insert(call.first_argument_end, "))".to_owned()));
             }
             edits.extend(found.aliases);
+        }
+        if reading.marks.contains(Marks::HIDDEN_TEXT) {
+            hidden_edits(statement, text, dialect, lock_prefix, &mut edits);
         }
     }
     apply(text, edits)

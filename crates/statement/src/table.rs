@@ -8,28 +8,41 @@
 //! | ARCHIVE, CSV | InnoDB: their rows would not replicate |
 //! | MERGE, BLACKHOLE, FEDERATED, CONNECT, sequences, others | stay: they hold no rows of their own, and get no key |
 //!
+//! A table that names no engine gets InnoDB: `default_storage_engine` is the session's to set, and a table of
+//! another engine would have its rows on one member only. So does one with ENGINE='DEFAULT', and each partition.
+//!
 //! ROW_FORMAT=FIXED and PAGE, TRANSACTIONAL and PAGE_CHECKSUM go with the engine: InnoDB refuses some of them
 //! under innodb_strict_mode. A key on more than 3072 bytes is InnoDB's own error, as on any MariaDB.
 //!
 //! A table without PRIMARY KEY or NOT NULL UNIQUE gets the invisible column `kopek_row`, a UUID: not an
 //! AUTO_INCREMENT, since a table has only one, dumps of phpMyAdmin add theirs in a later ALTER TABLE, and the
 //! client would see its value as insert id. An ALTER TABLE that makes a primary key drops it again; on a table
-//! that has no such column this adds note 1091 to the statement's warnings. A dump that makes `kopek_row` in
-//! CREATE TABLE and its key in ALTER TABLE, as phpMyAdmin writes it, is left as it is.
+//! that has no such column or key this adds notes 1091 to the statement's warnings. A dump that makes `kopek_row`
+//! in CREATE TABLE and its key in ALTER TABLE, as phpMyAdmin writes it, is left as it is. In a partitioned table
+//! (`partition.rs`) the key is a UNIQUE one of the same name, which holds the partition's columns too.
 //!
-//! Left alone: TEMPORARY tables (they do not replicate), CREATE TABLE … LIKE (the original has its key),
-//! partitioned tables without a key (a primary key must hold the partition's columns), ALTER TABLE … DROP
-//! PRIMARY KEY. TYPE=MyISAM too: MariaDB has not known it since 5.5.
+//! Left alone:
+//! - TEMPORARY tables, which do not replicate.
+//! - CREATE TABLE … LIKE: the original has its engine and its key, unless it is a temporary table.
+//! - Partitioned tables whose partitioning columns may be NULL or are not in the text.
+//! - ALTER TABLE … DROP PRIMARY KEY, also of a column that was the key: ALTER TABLE is executed by each member on
+//!   its own, and UUID() would give each of them other keys for the same rows (seen on 10.11). Without a key
+//!   rows still replicate; each one that is changed is searched for through the table.
+//! - TYPE=MyISAM: MariaDB has not known it since 5.5.
 
 use crate::lex::{Sort, Token};
+use crate::partition::partitioning_columns;
 use crate::rewrite::Edit;
 use crate::word::{Word, word_of};
 
 const ROW_KEY_NAME: &str = "kopek_row";
-const ROW_KEY: &str = "`kopek_row` UUID NOT NULL DEFAULT UUID() INVISIBLE PRIMARY KEY";
+const ROW_COLUMN: &str = "`kopek_row` UUID NOT NULL DEFAULT UUID() INVISIBLE";
+const ROW_KEY_GOES: &str = "DROP KEY IF EXISTS `kopek_row`, DROP COLUMN IF EXISTS `kopek_row`, ";
+const ENGINE_OF_POOL: &str = " ENGINE=InnoDB";
 
 /// `statement`: the tokens of one statement.
 pub fn table_edits(statement: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
+    let statement = behind_set_statement(statement);
     let Some(table) = statement.iter().take(8).position(|token| token.word == Word::Table) else { return };
     let head = &statement[..table];
     if head.iter().any(|token| token.word == Word::Temporary) {
@@ -40,6 +53,20 @@ pub fn table_edits(statement: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
         Some(Word::Alter) => alter(&statement[table + 1..], text, edits),
         _ => {}
     }
+}
+
+/// SET STATEMENT default_storage_engine=MyISAM FOR CREATE TABLE …
+fn behind_set_statement(statement: &[Token]) -> &[Token] {
+    let [set, to_set, ..] = statement else { return statement };
+    if set.word != Word::Set || to_set.word != Word::Statement {
+        return statement;
+    }
+    let mut depth = 0;
+    let end = statement.iter().position(|token| {
+        depth += i32::from(token.is(b'(')) - i32::from(token.is(b')'));
+        depth == 0 && token.sort == Sort::Word && token.word == Word::For
+    });
+    end.map_or(statement, |end| &statement[end + 1..])
 }
 
 /// Behind CREATE TABLE.
@@ -62,26 +89,47 @@ fn create(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
     };
     let options = &rest[body.len()..];
     let engine = engine(options, text, edits);
-    let gets_key = engine != Engine::Other && !options.iter().any(|token| token.word == Word::Partition);
+    let is_partitioned =
+        options.iter().any(|token| token.sort == Sort::Word && token.word == Word::Partition);
     let [_, inner @ .., close] = body else {
         let is_query = options.iter().any(begins_query);
-        if gets_key
-            && is_query
+        if is_query
+            && engine != Engine::Other
             && let Some(name) = tokens[..at].last()
         {
-            edits.push(Edit::insert(name.end, format!(" ({ROW_KEY})")));
+            if !is_partitioned {
+                edits.push(Edit::insert(name.end, format!(" ({ROW_COLUMN} PRIMARY KEY)")));
+            }
+            name_engine(engine, name.end, edits);
         }
         return;
     };
     let columns = Columns::of(inner, text);
-    if gets_key && !columns.has_row_key() && !columns.names.iter().any(|name| name == ROW_KEY_NAME) {
-        edits.push(Edit::insert(close.start, format!(", {ROW_KEY}")));
+    let gets_key = engine != Engine::Other
+        && !columns.has_row_key()
+        && !columns.names.iter().any(|name| name == ROW_KEY_NAME);
+    if gets_key && is_partitioned {
+        if let Some(names) = partitioning_columns(options, text, &columns.names, &columns.not_null) {
+            let quoted: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+            let key = format!("UNIQUE KEY `kopek_row` (`kopek_row`, {})", quoted.join(", "));
+            edits.push(Edit::insert(close.start, format!(", {ROW_COLUMN}, {key}")));
+        }
+    } else if gets_key {
+        edits.push(Edit::insert(close.start, format!(", {ROW_COLUMN} PRIMARY KEY")));
     }
+    name_engine(engine, close.end, edits);
     // MyISAM counts within the first column of a key; InnoDB counts over the table and wants its own key.
     if engine == Engine::Converted
         && let Some(counted) = columns.counted_without_key()
     {
         edits.push(Edit::insert(close.start, format!(", KEY ({counted})")));
+    }
+}
+
+/// Where the table's options begin.
+fn name_engine(engine: Engine, at: usize, edits: &mut Vec<Edit>) {
+    if engine == Engine::Unnamed {
+        edits.push(Edit::insert(at, ENGINE_OF_POOL.to_owned()));
     }
 }
 
@@ -104,8 +152,7 @@ fn alter(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
         let Some(verb) = clause.iter().position(is_verb) else { continue };
         let is_row_key = |token: &Token| token.is_name() && bare(token, text) == ROW_KEY_NAME;
         if makes_primary_key(&clause[verb..]) && !clause.iter().any(is_row_key) {
-            let with = "DROP COLUMN IF EXISTS `kopek_row`, ".to_owned();
-            edits.push(Edit::insert(clause[verb].start, with));
+            edits.push(Edit::insert(clause[verb].start, ROW_KEY_GOES.to_owned()));
             return;
         }
     }
@@ -125,7 +172,7 @@ fn makes_primary_key(clause: &[Token]) -> bool {
 }
 
 /// The index of the parenthesis that closes the first one.
-fn closing(tokens: &[Token]) -> Option<usize> {
+pub fn closing(tokens: &[Token]) -> Option<usize> {
     let mut depth = 0;
     tokens.iter().position(|token| {
         depth += i32::from(token.is(b'(')) - i32::from(token.is(b')'));
@@ -135,7 +182,8 @@ fn closing(tokens: &[Token]) -> Option<usize> {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Engine {
-    /// Not named, or InnoDB as it is.
+    Unnamed,
+    /// InnoDB as it is.
     Innodb,
     /// Becomes InnoDB.
     Converted,
@@ -145,26 +193,32 @@ enum Engine {
 
 /// In a table's options, or in the clauses of an ALTER TABLE.
 fn engine(options: &[Token], text: &[u8], edits: &mut Vec<Edit>) -> Engine {
-    let mut depth = 0;
-    let mut engine = Engine::Innodb;
+    let (mut depth, mut in_partitions) = (0, false);
+    let mut engine = Engine::Unnamed;
     let mut converted = Vec::new();
     let mut dropped = Vec::new();
     for (at, token) in options.iter().enumerate() {
         depth += i32::from(token.is(b'(')) - i32::from(token.is(b')'));
-        if depth != 0 || token.sort != Sort::Word {
+        if token.sort != Sort::Word || (depth != 0 && !in_partitions) {
             continue;
         }
         let has_equals = options.get(at + 1).is_some_and(|next| next.is(b'='));
         let Some(value) = options.get(at + 1 + usize::from(has_equals)) else { continue };
         let becomes = |with: &str| Edit { start: value.start, end: value.end, with: with.to_owned() };
         match token.word {
-            Word::Select | Word::Partition => break,
+            Word::Select => break,
+            Word::Partition => in_partitions = true,
             Word::Engine => {
-                engine = engine_of(value, text);
-                if engine == Engine::Converted {
+                let named = engine_of(value, text);
+                if named == Engine::Converted {
                     converted.push(becomes("InnoDB"));
                 }
+                // All partitions have the table's.
+                if !in_partitions || engine == Engine::Unnamed {
+                    engine = named;
+                }
             }
+            _ if in_partitions => {}
             Word::RowFormat if matches!(value.word, Word::Fixed | Word::Page) => {
                 dropped.push(becomes("DEFAULT"));
             }
@@ -193,8 +247,10 @@ fn engine_of(value: &Token, text: &[u8]) -> Engine {
         | Word::Memory
         | Word::Heap
         | Word::Archive
-        | Word::Csv => Engine::Converted,
-        Word::Innodb | Word::Default => Engine::Innodb,
+        | Word::Csv
+        // What the session has set.
+        | Word::Default => Engine::Converted,
+        Word::Innodb => Engine::Innodb,
         _ => Engine::Other,
     }
 }
@@ -300,7 +356,7 @@ impl Columns {
     /// The AUTO_INCREMENT column that leads no key, as it is written in SQL.
     fn counted_without_key(&self) -> Option<String> {
         let counted = self.counted.as_ref()?;
-        (!self.led_by.contains(counted)).then(|| format!("`{}`", counted.replace('`', "``")))
+        (!self.led_by.contains(counted)).then(|| quoted(counted))
     }
 }
 
@@ -313,8 +369,12 @@ fn begins_key(first: &Token) -> bool {
         )
 }
 
+fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
 /// A column's name without quotes and case, which columns have not.
-fn bare(name: &Token, text: &[u8]) -> String {
+pub fn bare(name: &Token, text: &[u8]) -> String {
     let spelled = String::from_utf8_lossy(name.of(text)).to_lowercase();
     let mut letters = spelled.chars();
     match (name.sort, letters.next()) {

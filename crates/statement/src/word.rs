@@ -635,6 +635,7 @@ words! {
     StraightJoin = "straight_join",
     Strcmp = "strcmp",
     Subdate = "subdate",
+    Subpartition = "subpartition",
     Substr = "substr",
     SubstrOracle = "substr_oracle",
     Substring = "substring",

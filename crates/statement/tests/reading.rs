@@ -187,9 +187,13 @@ const ROW: &str = ", `kopek_row` UUID NOT NULL DEFAULT UUID() INVISIBLE PRIMARY 
 #[test]
 fn tables_become_innodb_and_have_a_key() {
     for (text, expected) in [
-        ("CREATE TABLE t (a INT PRIMARY KEY)", "as it is".to_owned()),
+        ("CREATE TABLE t (a INT PRIMARY KEY)", "CREATE TABLE t (a INT PRIMARY KEY) ENGINE=InnoDB".to_owned()),
+        ("CREATE TABLE t (a INT PRIMARY KEY) ENGINE=InnoDB", "as it is".to_owned()),
         ("CREATE TABLE t (a INT NOT NULL, UNIQUE (a)) ENGINE=InnoDB", "as it is".to_owned()),
-        ("CREATE TABLE t (a INT, UNIQUE (a))", format!("CREATE TABLE t (a INT, UNIQUE (a){ROW})")),
+        (
+            "CREATE TABLE t (a INT, UNIQUE (a))",
+            format!("CREATE TABLE t (a INT, UNIQUE (a){ROW}) ENGINE=InnoDB"),
+        ),
         (
             "CREATE TABLE t (a INT PRIMARY KEY) ENGINE='MyISAM', ROW_FORMAT=FIXED",
             "CREATE TABLE t (a INT PRIMARY KEY) ENGINE=InnoDB, ROW_FORMAT=DEFAULT".to_owned(),
@@ -199,7 +203,21 @@ fn tables_become_innodb_and_have_a_key() {
             "CREATE TABLE t (a INT PRIMARY KEY) ENGINE InnoDB".to_owned(),
         ),
         ("CREATE TABLE t (a INT) ENGINE=CONNECT TABLE_TYPE=CSV", "as it is".to_owned()),
-        ("CREATE TABLE t (a INT PRIMARY KEY) TYPE=MyISAM", "as it is".to_owned()),
+        (
+            "CREATE TABLE t (a INT PRIMARY KEY) TYPE=MyISAM",
+            "CREATE TABLE t (a INT PRIMARY KEY) ENGINE=InnoDB TYPE=MyISAM".to_owned(),
+        ),
+        (
+            "CREATE TABLE t (a INT NOT NULL, b INT) PARTITION BY HASH (a) (PARTITION p ENGINE MyISAM)",
+            "CREATE TABLE t (a INT NOT NULL, b INT, `kopek_row` UUID NOT NULL DEFAULT UUID() INVISIBLE, \
+             UNIQUE KEY `kopek_row` (`kopek_row`, `a`)) PARTITION BY HASH (a) (PARTITION p ENGINE InnoDB)"
+                .to_owned(),
+        ),
+        ("CREATE TABLE t ENGINE=InnoDB PARTITION BY HASH (a) SELECT 1 a", "as it is".to_owned()),
+        (
+            "SET STATEMENT max_statement_time=(1) FOR CREATE TABLE t (a INT KEY) ENGINE=DEFAULT",
+            "SET STATEMENT max_statement_time=(1) FOR CREATE TABLE t (a INT KEY) ENGINE=InnoDB".to_owned(),
+        ),
         (
             "CREATE TABLE d.t ENGINE=Aria SELECT 1",
             format!("CREATE TABLE d.t ({}) ENGINE=InnoDB SELECT 1", &ROW[2..]),
@@ -209,17 +227,19 @@ fn tables_become_innodb_and_have_a_key() {
             "CREATE TABLE t (g INT, a INT AUTO_INCREMENT, PRIMARY KEY (g, a), KEY (`a`)) ENGINE InnoDB"
                 .to_owned(),
         ),
-        ("CREATE TABLE t (a INT, `kopek_row` UUID NOT NULL)", "as it is".to_owned()),
+        ("CREATE TABLE t (a INT, `kopek_row` UUID NOT NULL) ENGINE=InnoDB", "as it is".to_owned()),
         ("CREATE TABLE t LIKE u", "as it is".to_owned()),
         ("CREATE TABLE t (LIKE u)", "as it is".to_owned()),
-        ("CREATE TABLE t (SELECT 1)", format!("CREATE TABLE t ({}) (SELECT 1)", &ROW[2..])),
+        ("CREATE TABLE t (SELECT 1)", format!("CREATE TABLE t ({}) ENGINE=InnoDB (SELECT 1)", &ROW[2..])),
         ("CREATE TEMPORARY TABLE t (a INT) ENGINE=MEMORY", "as it is".to_owned()),
         ("CREATE SEQUENCE t", "as it is".to_owned()),
         ("ALTER TABLE t ENGINE=MyISAM TRANSACTIONAL ADD PRIMARY KEY (a)", "as it is".to_owned()),
         ("ALTER TABLE t ENGINE=MyISAM", "ALTER TABLE t ENGINE=InnoDB".to_owned()),
         (
             "ALTER TABLE t ADD PRIMARY KEY (a), ADD KEY (b)",
-            "ALTER TABLE t DROP COLUMN IF EXISTS `kopek_row`, ADD PRIMARY KEY (a), ADD KEY (b)".to_owned(),
+            "ALTER TABLE t DROP KEY IF EXISTS `kopek_row`, DROP COLUMN IF EXISTS `kopek_row`, \
+             ADD PRIMARY KEY (a), ADD KEY (b)"
+                .to_owned(),
         ),
     ] {
         assert_eq!(changed(text), expected, "{text}");
@@ -238,8 +258,10 @@ fn the_row_key_goes_when_the_table_gets_its_own() {
         "MODIFY a INT NOT NULL AUTO_INCREMENT PRIMARY KEY",
         "CHANGE a b ENUM('x','y') PRIMARY KEY FIRST",
     ] {
-        let expected =
-            format!("ALTER TABLE t DROP b, DROP COLUMN IF EXISTS `kopek_row`, {clause}, ADD KEY (d)");
+        let expected = format!(
+            "ALTER TABLE t DROP b, DROP KEY IF EXISTS `kopek_row`, DROP COLUMN IF EXISTS `kopek_row`, {clause}, \
+             ADD KEY (d)"
+        );
         assert_eq!(changed(&format!("ALTER TABLE t DROP b, {clause}, ADD KEY (d)")), expected);
     }
     for clause in [
@@ -288,7 +310,7 @@ fn ansi_quotes_make_a_double_quoted_text_a_name() {
     };
     assert_eq!(
         changed("CREATE TABLE t (\"PRIMARY\" INT)").unwrap(),
-        format!("CREATE TABLE t (\"PRIMARY\" INT{ROW})")
+        format!("CREATE TABLE t (\"PRIMARY\" INT{ROW}) ENGINE=InnoDB")
     );
     assert_eq!(
         changed("CREATE TABLE \"d\".\"t\" (\"a\"\"b\" INT NOT NULL, UNIQUE (`a\"b`)) ENGINE=\"MyISAM\"")

@@ -138,8 +138,10 @@ impl Home {
              wsrep_node_address={address}\n\
              # Sites have one writer each, and applications expect ids without gaps of the cluster's size.\n\
              wsrep_auto_increment_control=OFF\n\
-             # MyISAM rows would silently stay on one member.\n\
-             wsrep_mode=REPLICATE_MYISAM\n\
+             # A net below what sql adapts, for what it cannot see (procedures, texts in variables): rows of such\n\
+             # tables would silently stay on one member. Not STRICT_REPLICATION, REQUIRED_PRIMARY_KEY,\n\
+             # enforce_storage_engine or innodb_force_primary_key: they refuse sites' temporary tables too.\n\
+             wsrep_mode=REPLICATE_MYISAM,REPLICATE_ARIA\n\
              # Unlike rsync it leaves the donor writable, and needs no name for its peer.\n\
              wsrep_sst_method=mariabackup\n\
              wsrep_sst_auth=mysql:\n\
