@@ -5,9 +5,10 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= /var/cache/kopek/target
 STORY ?= full
 FAULTS ?= 200
+MINUTES ?= 60
 SEED ?=
 
-.PHONY: help demo test bench chaos-db setup lint deny units differential differential-short e2e clean-caches
+.PHONY: help demo test bench chaos-db chaos-editors setup lint deny units differential differential-short e2e clean-caches
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -59,6 +60,10 @@ bench: setup ## speed and size, as ratios taken in one run
 chaos-db: setup ## the database under faults, judged by what clients saw; a long run (FAULTS=200 SEED=n)
 	cargo build -p kopek -p kopek-tests --bin kopek --bin chaos_db
 	$(CARGO_TARGET_DIR)/debug/chaos_db --faults $(FAULTS) $(if $(SEED),--seed $(SEED)) --out $(CARGO_TARGET_DIR)/chaos-db
+
+chaos-editors: setup ## a WordPress and a MediaWiki are installed and edited while their writers are killed (MINUTES=60 SEED=n)
+	cargo build -p kopek -p kopek-tests --bin kopek --bin chaos_editors
+	$(CARGO_TARGET_DIR)/debug/chaos_editors --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean-caches: ## remove built images and build products that earlier runs cached
 	rm -rf /var/cache/kopek

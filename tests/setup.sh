@@ -9,7 +9,7 @@ packages=(
     mariadb-server mariadb-client mariadb-backup galera-4 socat etcd-server etcd-client keepalived nftables iproute2
     e2fsprogs xfsprogs util-linux procps
     # images, the demo's site, measurements
-    mmdebstrap wordpress wordpress-theme-twentytwentythree libjs-cropper libjs-underscore php-getid3 python3 curl wrk nginx-light haproxy sysbench
+    mmdebstrap wordpress mediawiki wordpress-theme-twentytwentythree libjs-cropper libjs-underscore php-getid3 python3 curl wrk nginx-light haproxy sysbench
     # other people's test suites, run through sql
     mariadb-test mariadb-test-data patch python3-pip
 )

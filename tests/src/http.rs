@@ -102,6 +102,11 @@ impl Browser {
         Browser { place: place.clone(), cookies: BTreeMap::new() }
     }
 
+    /// Another person at the same place.
+    pub fn stranger(&self) -> Browser {
+        Browser::new(&self.place)
+    }
+
     pub fn set_cookie(&mut self, name: &str, value: &str) {
         self.cookies.insert(name.to_owned(), value.to_owned());
     }
@@ -120,10 +125,8 @@ impl Browser {
     }
 
     pub async fn post_form(&mut self, path: &str, fields: &[(&str, &str)]) -> Result<Answer> {
-        let pairs = fields.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value)));
-        let body = pairs.collect::<Vec<_>>().join("&");
-        self.send(Method::POST, path, &[("content-type", "application/x-www-form-urlencoded")], body.into())
-            .await
+        let (kind, body) = form(fields);
+        self.send(Method::POST, path, &[kind], body).await
     }
 
     pub async fn send(
@@ -180,6 +183,17 @@ impl Browser {
         let kind = format!("multipart/form-data; boundary={BOUNDARY}");
         self.send(Method::POST, path, &[("content-type", &kind)], body.into()).await
     }
+}
+
+/// The header and the body of a form that is sent.
+pub fn form(fields: &[(&str, &str)]) -> ((&'static str, &'static str), Bytes) {
+    (("content-type", "application/x-www-form-urlencoded"), query(fields).into())
+}
+
+/// What follows the question mark of an address.
+pub fn query(fields: &[(&str, &str)]) -> String {
+    let pairs = fields.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value)));
+    pairs.collect::<Vec<_>>().join("&")
 }
 
 /// application/x-www-form-urlencoded (WHATWG URL, section 5).

@@ -2,8 +2,11 @@
 //! would, an unmodified WordPress used through its own pages, and visitors who notice everything.
 
 pub mod database;
+pub mod editors;
 pub mod following;
+pub mod html;
 pub mod http;
+pub mod mediawiki;
 pub mod picture;
 pub mod probe;
 pub mod rack;

@@ -10,6 +10,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 use walkdir::WalkDir;
 
+use crate::html::{between, path_of, visible};
 use crate::http::{Browser, Place};
 use crate::picture;
 
@@ -163,28 +164,4 @@ impl Published {
         }
         Ok(())
     }
-}
-
-fn path_of(url: &str) -> Result<String> {
-    let path = url.splitn(4, '/').nth(3).with_context(|| format!("{url} has no path"))?;
-    Ok(format!("/{path}"))
-}
-
-fn between<'a>(text: &'a str, before: &str, after: &str) -> Option<&'a str> {
-    Some(text.split_once(before)?.1.split_once(after)?.0)
-}
-
-/// The words of a page, for a message of one line.
-fn visible(html: &str) -> String {
-    let mut words = String::new();
-    let mut in_tag = false;
-    for c in html.split_once("<body").map_or(html, |(_, body)| body).chars() {
-        match c {
-            '<' => in_tag = true,
-            '>' => in_tag = false,
-            c if !in_tag => words.push(c),
-            _ => (),
-        }
-    }
-    words.split_whitespace().take(40).collect::<Vec<_>>().join(" ")
 }

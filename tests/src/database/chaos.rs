@@ -31,9 +31,6 @@ const WARM: Duration = Duration::from_millis(700);
 const WHOLE_LIMIT: Duration = Duration::from_secs(120);
 /// A whole rack serves at once; clients that still wait for something lost give up after 30 s.
 const SERVED_LIMIT: Duration = Duration::from_secs(45);
-const MEMBER_IS_WHOLE: &str = "SELECT GROUP_CONCAT(variable_value ORDER BY variable_name SEPARATOR ' ')
-    FROM information_schema.global_status
-    WHERE variable_name IN ('WSREP_CLUSTER_SIZE', 'WSREP_LOCAL_STATE_COMMENT')";
 const PAGE: &str = "<?php echo 'here';\n";
 
 pub struct Chaos {
@@ -290,7 +287,7 @@ impl Chaos {
             }
             // Reports may be from before the fault: the members themselves know.
             for server in &self.servers {
-                let said = tables::member_says(&self.rack, server, MEMBER_IS_WHOLE).await?;
+                let said = tables::member_says(&self.rack, server, tables::MEMBER_IS_WHOLE).await?;
                 ensure!(said.trim() == "3 Synced", "the member of {server} says {said:?}");
             }
             Ok(site.writer.is_some().then_some(()))

@@ -17,6 +17,10 @@ pub const OPENING: i64 = 100;
 pub const LISTS: u32 = 6;
 /// One for each client that writes marks.
 pub const MARKS: u32 = 8;
+/// A member of a whole pool of three says "3 Synced".
+pub const MEMBER_IS_WHOLE: &str = "SELECT GROUP_CONCAT(variable_value ORDER BY variable_name SEPARATOR ' ')
+    FROM information_schema.global_status
+    WHERE variable_name IN ('WSREP_CLUSTER_SIZE', 'WSREP_LOCAL_STATE_COMMENT')";
 /// A cell that has come back answers long before that.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -105,13 +109,13 @@ pub async fn quiet(seats: &Seats) -> Result<()> {
 
 /// What one member of the pool says by itself, not through `sql`. Fails while it does not answer.
 pub async fn member_says(rack: &Rack, server: &str, ask: &str) -> Result<String> {
-    rack.exec(server, &["mariadb", "-S", "/run/kopek/mariadb/mariadbd.sock", "-BN", USER, "-e", ask]).await
+    rack.exec(server, &["mariadb", "-S", "/run/kopek/mariadb/mariadbd.sock", "-BN", "-e", ask]).await
 }
 
 /// How the members of a pool that is whole differ, if they do.
 pub async fn differing(rack: &Rack, servers: &[String]) -> Result<Option<String>> {
     let names = TABLES.map(|table| table.split(' ').next().unwrap_or_default());
-    let ask = format!("SET SESSION wsrep_sync_wait = 1; CHECKSUM TABLE {}", names.join(", "));
+    let ask = format!("USE {USER}; SET SESSION wsrep_sync_wait = 1; CHECKSUM TABLE {}", names.join(", "));
     let mut sums = BTreeMap::new();
     for server in servers {
         let sum = until("the members of the pool to answer", LIMIT, || async {
