@@ -10,6 +10,7 @@ pub mod mediawiki;
 pub mod picture;
 pub mod probe;
 pub mod rack;
+pub mod site_db;
 pub mod story;
 pub mod traces;
 pub mod visitors;

@@ -13,6 +13,7 @@ use kopek_tests::following::Following;
 use kopek_tests::http::{Browser, Place};
 use kopek_tests::probe::{self, SITE, SLOW, STILL};
 use kopek_tests::rack::Rack;
+use kopek_tests::site_db;
 use kopek_tests::story::Steps;
 use kopek_tests::visitors::Visitors;
 use kopek_tests::wait::until;
@@ -49,6 +50,7 @@ async fn a_site_outlives_its_servers_and_the_cell_comes_back() {
         };
     }
     step!(a_small_site_is_created);
+    step!(what_it_asks_of_its_database_is_counted_and_limited);
     step!(a_killed_server_with_the_active_controller_moves_control);
     step!(a_total_power_loss_loses_no_acknowledged_row);
     step!(the_data_plane_serves_alone_and_control_comes_back);
@@ -69,6 +71,10 @@ async fn a_site_outlives_its_servers_and_the_cell_comes_back() {
 
 async fn a_small_site_is_created(rack: &Rack) -> Result<()> {
     probe::create(rack, 1, 3).await
+}
+
+async fn what_it_asks_of_its_database_is_counted_and_limited(rack: &Rack) -> Result<()> {
+    site_db::is_counted_and_limited(rack).await
 }
 
 async fn a_killed_server_with_the_active_controller_moves_control(rack: &Rack) -> Result<()> {

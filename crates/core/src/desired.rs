@@ -261,8 +261,9 @@ impl DatabaseLimits {
 impl fmt::Display for DatabaseLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let told = [
-            self.connections.map(|most| format!("{most} connections")),
-            self.queries_per_second.map(|most| format!("{most} queries a second")),
+            self.connections.map(|most| format!("{most} connection{}", if most == 1 { "" } else { "s" })),
+            self.queries_per_second
+                .map(|most| format!("{most} {} a second", if most == 1 { "query" } else { "queries" })),
             self.longest_query_ms.map(|most| format!("{} s for a query", most as f64 / 1e3)),
         ];
         let told: Vec<String> = told.into_iter().flatten().collect();
@@ -308,6 +309,8 @@ mod tests {
         let limits = DatabaseLimits { connections: Some(40), longest_query_ms: Some(2_500), ..none };
         assert_eq!(limits.to_string(), "40 connections, 2.5 s for a query on each server");
         assert_eq!(limits.check(), Ok(()));
+        let one = DatabaseLimits { connections: Some(1), queries_per_second: Some(1), ..none };
+        assert_eq!(one.to_string(), "1 connection, 1 query a second on each server");
         let nothing = DatabaseLimits { queries_per_second: Some(0), ..none };
         assert!(nothing.check().unwrap_err().to_string().contains("0 queries a second"));
     }

@@ -17,7 +17,8 @@ pub const TOP_MAX: usize = 100;
 /// The last slow ones that are kept for each site.
 pub const SLOW_MAX: usize = 50;
 
-/// What one `sql` process knows of one site. Answer of an agent's `GET /databases/SITE/meter`.
+/// What one `sql` process knows of one site. Answer of an agent's `GET /databases/SITE/meter` (to people), and as a
+/// list, without statements, of its `GET /meters` (to servers).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteMeter {
     pub site: SiteName,
@@ -63,7 +64,7 @@ pub struct Counts {
     pub errors: u64,
     pub rows_sent: u64,
     pub rows_changed: u64,
-    /// From and to clients, as plain packets: before compression and TLS.
+    /// From and to clients after their login, as plain packets: before compression and TLS.
     pub bytes_in: u64,
     pub bytes_out: u64,
     /// From a command's arrival to the end of its answer, summed.

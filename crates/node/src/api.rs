@@ -80,6 +80,7 @@ pub fn router(desk: Arc<Desk>) -> Router {
         .route("/store/cluster", get(store_cluster))
         .route("/databases/{site}/dump", put(dump))
         .route("/databases/{site}", delete(drop_database))
+        .route("/meters", get(meters))
         .layer(middleware::from_fn(only_servers));
     let whereabouts =
         whereabouts::router(desk.store_location.clone()).layer(middleware::from_fn(only_servers));
@@ -217,6 +218,12 @@ async fn forward(
 /// What this server's `sql` counted for a site, a `SiteMeter`.
 async fn meter(State(desk): State<Arc<Desk>>, Path(site): Path<SiteName>) -> Response {
     let answer = sql_status::ask(&desk.dirs.sql_socket(), &format!("site {site}")).await;
+    passed_on(&desk, answer, "application/json")
+}
+
+/// The same of all sites, without their statements: what accounts are kept from.
+async fn meters(State(desk): State<Arc<Desk>>) -> Response {
+    let answer = sql_status::ask(&desk.dirs.sql_socket(), "sites").await;
     passed_on(&desk, answer, "application/json")
 }
 

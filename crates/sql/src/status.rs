@@ -1,5 +1,6 @@
 //! The socket of `sql` for its agent, `<run>/sql.sock`. A line in, an answer out, to its end: `site NAME` → what was
-//! counted for that site, as JSON; `metrics` → all sites, as Prometheus reads it.
+//! counted for that site, as JSON; `sites` → the same of all sites, without their statements; `metrics` → all sites, as
+//! Prometheus reads it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -80,8 +81,9 @@ impl Status {
         let (word, name) = question.trim().split_once(' ').unwrap_or((question.trim(), ""));
         let answer = match (word, SiteName::parse(name)) {
             ("site", Ok(site)) => self.site(site).await,
+            ("sites", _) => self.sites().await,
             ("metrics", _) => self.sum(None).await.map(|sites| metrics::text(&sites, since())),
-            _ => Ok("ask for site NAME or metrics\n".to_owned()),
+            _ => Ok("ask for site NAME, sites or metrics\n".to_owned()),
         };
         // Nothing rather than half of it: whoever reads knows that something is wrong.
         let answer =
@@ -91,8 +93,18 @@ impl Status {
 
     async fn site(&self, site: SiteName) -> Result<String, usize> {
         let metered = self.sum(Some(&site)).await?.remove(&site).unwrap_or_default();
-        let meter = SiteMeter { site, server: self.server.clone(), since: since(), metered };
-        Ok(serde_json::to_string(&meter).expect("a meter is plain JSON"))
+        Ok(json(&self.meter(site, metered)))
+    }
+
+    async fn sites(&self) -> Result<String, usize> {
+        let sum = self.sum(None).await?;
+        let meters: Vec<SiteMeter> =
+            sum.into_iter().map(|(site, metered)| self.meter(site, metered)).collect();
+        Ok(json(&meters))
+    }
+
+    fn meter(&self, site: SiteName, metered: Metered) -> SiteMeter {
+        SiteMeter { site, server: self.server.clone(), since: since(), metered }
     }
 
     /// Of all workers' answers; else the number of the first that gives none.
@@ -105,6 +117,10 @@ impl Status {
         }
         Ok(sum)
     }
+}
+
+fn json(told: &impl serde::Serialize) -> String {
+    serde_json::to_string(told).expect("a meter is plain JSON")
 }
 
 async fn answer_of(

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use futures::future::join_all;
 use http_body_util::BodyExt;
 use hyper::Method;
@@ -151,9 +151,11 @@ fn slow_row(one: &SlowStatement) -> Vec<String> {
     vec![local_time(one.at), one.took.to_string(), one.rows.to_string(), error, one.text.clone()]
 }
 
+const BOUNDS: [&str; 3] = ["db_connections", "db_queries_per_second", "db_longest_query"];
+
 /// Only what is given changes; `none` takes a limit away.
 #[derive(Args)]
-#[group(required = true, multiple = true, args = ["db_connections", "db_queries_per_second", "db_longest_query"])]
+#[command(group = ArgGroup::new("bounds").required(true).multiple(true).args(BOUNDS))]
 pub struct Limit {
     name: SiteName,
     /// Connections to the database through each server

@@ -128,6 +128,9 @@ async fn what_a_site_asks_is_counted_by_class_and_digest_and_without_its_secrets
     assert_eq!((slow.len(), &slow[0].text[..], slow[0].rows), (1, "SELECT SLEEP (?)", 1), "{slow:?}");
     assert!(!serde_json::to_string(&meter).unwrap().contains("hidden"));
 
+    let all: Vec<SiteMeter> = serde_json::from_str(&rig.status("sites").await).unwrap();
+    let [SiteMeter { site, metered: Metered { counts, top, .. }, .. }] = &all[..] else { panic!("{all:?}") };
+    assert_eq!((site.as_str(), counts, &top[..]), ("blog", &rig.counts().await, &[][..]));
     let metrics = rig.status("metrics").await;
     for line in [
         "kopek_sql_statements_total{site=\"blog\",class=\"read\"} 5",
