@@ -44,6 +44,7 @@ use crate::wire::Wire;
 use crate::writer::{account_of, is_same, news, writer_of};
 
 mod attempt;
+mod change;
 mod execute;
 mod repeat;
 

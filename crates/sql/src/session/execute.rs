@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use tracing::debug;
 
 use super::attempt::{Ending, Shown, Withhold, is_leaving, is_passing};
+use super::change::Looked;
 use super::repeat::{Fate, Former, without_status};
 use super::{CLIENT_STALL, End, Flow, Session, Texts, relieved_for_good};
 use crate::answer::{Expected, Said};
@@ -369,12 +370,23 @@ impl Session {
     async fn execute(&mut self, mut work: Work) -> Result<(), End> {
         let mut shown = Shown::default();
         let mut passing = 0;
+        let mut change = self.change_of(&work.command, &work.effect, work.reading.as_ref());
         for _ in 0..TRIES_MAX {
             match self.ready().await {
                 Err(End::RolledBack) if !shown.is_nothing() => {
                     return Err(lost("its transaction went another way"));
                 }
                 other => other?,
+            }
+            if let Some(change) = &mut change {
+                match Box::pin(self.look_at(change)).await? {
+                    Looked::NotDone => {}
+                    Looked::Done => return self.tell(&ok_packet(1, self.status)).await,
+                    Looked::Lost => {
+                        self.backend = None;
+                        continue;
+                    }
+                }
             }
             let commit = self.commit_token(&work);
             let former = self.former();
@@ -416,7 +428,9 @@ impl Session {
                     if Box::pin(self.settle_commit(&work, commit, former, &shown)).await? {
                         return Ok(());
                     }
-                    if let Some(why) = self.why_not_again(&work) {
+                    if let Some(why) = self.why_not_again(&work)
+                        && !(shown.is_nothing() && change.as_ref().is_some_and(|change| change.can_be_told()))
+                    {
                         return Err(lost(why));
                     }
                 }
