@@ -53,6 +53,16 @@ pub struct Database<'a> {
     pub password: &'a str,
 }
 
+/// So that an error page says which error it is, and that errors after an answer was given are known too.
+pub const TELLING: &str = "
+$wgShowExceptionDetails = true;
+$wgDBerrorLog = \"$IP/cache/database.log\";
+$wgDebugLogGroups['exception'] = \"$IP/cache/exceptions.log\";
+";
+/// Where these errors are, for a shell in the instance.
+pub const TOLD: &str =
+    "cat /var/www/html/cache/database.log /var/www/html/cache/exceptions.log 2>/dev/null || true";
+
 /// Goes through the installer's pages up to the one that makes the tables.
 pub async fn begin_install(owner: &mut Reader, title: &str, database: &Database<'_>) -> Result<()> {
     let first = owner.page(INSTALLER).await?;

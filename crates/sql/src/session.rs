@@ -41,6 +41,7 @@ use crate::writer::{is_same, news, writer_of};
 
 mod attempt;
 mod begin;
+mod change;
 mod change_user;
 mod execute;
 mod interrupt;

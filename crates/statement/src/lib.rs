@@ -10,6 +10,7 @@
 //! PHP sites are. In gbk, big5, sjis and cp932 a backslash can be half of a character: `sql` must not ask for
 //! sessions in these.
 
+mod changed;
 mod digest;
 mod hidden;
 mod item;
@@ -21,6 +22,7 @@ mod rewrite;
 mod table;
 mod word;
 
+pub use changed::changed_table;
 pub use digest::{Digest, normalised};
 pub use marks::Marks;
 pub use read::{Kind, Reading, read};

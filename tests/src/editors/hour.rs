@@ -63,6 +63,9 @@ pub async fn run(rack: &Rack, seed: u64, length: Length) -> Result<Seen> {
     struck?;
     strikes.whole().await?;
     people.read_back(&told).await;
+    for error in unseen_errors(rack).await? {
+        tally.unseen_error(&error);
+    }
     let seen = tally.seen();
     told(&seen.to_string());
     Ok(seen)
@@ -86,6 +89,15 @@ async fn strike_on(
         told(&format!("fault {}, and whole again; {} answers", strikes.made(), strikes.answers()));
     }
     strikes.progress(ANSWERS_MAX).await
+}
+
+/// Errors of the database that the sites wrote down, whether or not anybody saw a page of it.
+async fn unseen_errors(rack: &Rack) -> Result<Vec<String>> {
+    let wiki = rack.run(&["site", "exec", WIKI, "--", "sh", "-c", mediawiki::TOLD]).await?;
+    let blog = rack.run(&["site", "logs", BLOG]).await?;
+    let blog = blog.lines().filter(|line| line.contains("WordPress database error"));
+    let wiki = wiki.lines().filter(|line| ["Error", "Exception"].iter().any(|word| line.contains(word)));
+    Ok(blog.chain(wiki).map(|line| line.chars().take(600).collect()).collect())
 }
 
 // Sites
@@ -157,7 +169,7 @@ async fn install_wiki(
     let (settings, struck) = tokio::join!(mediawiki::make_tables(&mut owner), strikes.strike(WIKI));
     struck?;
     let tree = folder.join("mediawiki");
-    fs::write(tree.join("LocalSettings.php"), settings?)?;
+    fs::write(tree.join("LocalSettings.php"), settings? + mediawiki::TELLING)?;
     let tree = tree.to_string_lossy();
     strikes.rack().run(&["site", "deploy", WIKI, "--from", &tree, "--wait"]).await?;
     owner.page("/index.php?title=Main_Page").await?;

@@ -19,6 +19,8 @@ pub struct Seen {
     pub error_pages: Vec<String>,
     /// What was read back otherwise than it was saved.
     pub untrue: Vec<String>,
+    /// Of the sites' own logs: those that no page showed are among them.
+    pub unseen: Vec<String>,
     pub faults: Vec<String>,
     /// Requests that are under way.
     pub open: usize,
@@ -67,6 +69,11 @@ impl Tally {
         self.lock().untrue.push(told);
     }
 
+    pub fn unseen_error(&self, what: &str) {
+        println!("  LOGGED {what}");
+        self.lock().unseen.push(what.to_owned());
+    }
+
     pub fn struck(&self, what: &str) {
         let told = format!("{}: {what}", self.clock(Duration::ZERO));
         self.lock().faults.push(told);
@@ -92,12 +99,13 @@ impl fmt::Display for Seen {
         };
         writeln!(
             f,
-            "{} requests, {} edits, {} faults, {} error pages, {} not as saved",
+            "{} requests, {} edits, {} faults, {} error pages, {} not as saved, {} errors in the sites' logs",
             self.waits.len(),
             self.edits,
             self.faults.len(),
             self.error_pages.len(),
-            self.untrue.len()
+            self.untrue.len(),
+            self.unseen.len()
         )?;
         let (longest, what) = self.longest.clone().unwrap_or_default();
         write!(

@@ -15,6 +15,7 @@ use kopek_statement::{Kind, Marks, Reading, adapted, read, with_row_count};
 use tokio::time::sleep;
 
 use super::attempt::{Ending, Shown, Withhold, is_passing};
+use super::change::Looked;
 use super::repeat::{Fate, Former};
 use super::{CLIENT_STALL, End, Flow, Session, Texts};
 use crate::answer::{Answer, Expected, Said};
@@ -205,6 +206,7 @@ impl Session {
     async fn execute(&mut self, work: &mut Work) -> Result<Said, End> {
         let mut shown = Shown::default();
         let mut passing = 0;
+        let mut change = self.change_of(&work.command, &work.effect, work.reading.as_ref());
         for tried in 0..TRIES_MAX {
             self.note_repetition(tried);
             match self.ready().await {
@@ -212,6 +214,19 @@ impl Session {
                     return Err(lost("its transaction went another way"));
                 }
                 other => other?,
+            }
+            if let Some(change) = &mut change {
+                match Box::pin(self.look_at(change)).await? {
+                    Looked::NotDone => {}
+                    Looked::Done => {
+                        self.tell(&ok_packet(1, self.status)).await?;
+                        return Ok(Said::default());
+                    }
+                    Looked::Lost => {
+                        self.backend = None;
+                        continue;
+                    }
+                }
             }
             let commit = self.commit_token(work);
             let former = self.former();
@@ -253,7 +268,9 @@ impl Session {
                     if Box::pin(self.settle_commit(work, commit, former, &shown)).await? {
                         return Ok(Said::default());
                     }
-                    if let Some(why) = self.why_not_again(work) {
+                    if let Some(why) = self.why_not_again(work)
+                        && !(shown.is_nothing() && change.as_ref().is_some_and(|change| change.can_be_told()))
+                    {
                         return Err(lost(why));
                     }
                 }

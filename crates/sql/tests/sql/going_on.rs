@@ -189,6 +189,42 @@ async fn writes_that_are_under_way_when_the_member_dies_take_place_once_and_nobo
     assert_eq!(counts, format!("{all}\t{all}"));
 }
 
+/// As installers make them, one after the other: twice would be an error, and none too.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_changed_when_the_member_dies_are_changed_once_and_nobody_sees_an_error() {
+    const TABLES: usize = 60;
+    let (cell, mut member) = (Cell::new(), Member::new("m1").await);
+    let mut s1 = cell.server(1).await.with_member(&member).with_instance("blog.1");
+    s1.learns("blog", Some((1, 1)));
+    let socket = s1.listens("blog.1").await;
+    let statements: String = (0..TABLES)
+        .map(|n| {
+            format!(
+                "CREATE TABLE t{n} (a INT AUTO_INCREMENT PRIMARY KEY, gone INT); INSERT INTO t{n} VALUES (7, 7);
+                 ALTER TABLE t{n} ADD b INT; CREATE INDEX i ON t{n} (b); ALTER TABLE t{n} DROP gone;
+                 CREATE TABLE gone (a INT PRIMARY KEY); DROP TABLE gone;"
+            )
+        })
+        .collect();
+    let client = tokio::spawn(client_command(&socket, "blog", &format!("USE blog; {statements}")).output());
+    const COUNT: &str =
+        "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'blog' AND table_name LIKE 't%'";
+    for round in 0..6 {
+        until("some were made", async || {
+            let count: usize = member.root(COUNT).await.parse().unwrap();
+            count >= (round + 1) * TABLES / 8
+        })
+        .await;
+        member = member.restarted().await;
+    }
+    let output = timeout(Duration::from_secs(60), client).await.expect("it ends").unwrap().unwrap();
+    answer_of(output).expect("no error");
+    assert_eq!(member.root(COUNT).await, TABLES.to_string());
+    let columns = "SELECT GROUP_CONCAT(DISTINCT column_name, column_key) FROM information_schema.columns
+                   WHERE table_schema = 'blog' AND table_name LIKE 't%'";
+    assert_eq!(member.root(columns).await, "aPRI,bMUL");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_that_is_relieved_cuts_those_who_have_not_heard_of_it() {
     let (cell, member) = (Cell::new(), Member::new("m2").await);
