@@ -21,6 +21,9 @@ mod compress;
 mod digests;
 mod effect;
 mod fence;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod inbox;
 mod lease;

@@ -48,6 +48,8 @@ mod repeat;
 mod sites;
 
 pub(crate) use begin::first_shape;
+#[cfg(any(test, fuzzing))]
+pub(crate) use repeat::without_status;
 pub use sites::Texts;
 pub(crate) use sites::{Bounds, EACH_SITE_MAX, Sites};
 

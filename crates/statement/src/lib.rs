@@ -11,6 +11,9 @@
 //! sessions in these.
 
 mod digest;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod item;
 mod lex;
 mod marks;
