@@ -17,7 +17,10 @@
 //! that has no such column this adds note 1091 to the statement's warnings. A dump that makes `kopek_row` in
 //! CREATE TABLE and its key in ALTER TABLE, as phpMyAdmin writes it, is left as it is.
 //!
-//! Left alone: TEMPORARY tables (they do not replicate), CREATE TABLE … LIKE (the original has its key),
+//! TEMPORARY tables do not replicate and need no key, but a member that refuses other engines (so that no session's
+//! default brings one in) refuses theirs too: of these only the engine changes.
+//!
+//! Left alone: CREATE TABLE … LIKE (the original has its key),
 //! partitioned tables without a key (a primary key must hold the partition's columns), ALTER TABLE … DROP
 //! PRIMARY KEY. TYPE=MyISAM too: MariaDB has not known it since 5.5.
 
@@ -32,18 +35,26 @@ const ROW_KEY: &str = "`kopek_row` UUID NOT NULL DEFAULT UUID() INVISIBLE PRIMAR
 pub fn table_edits(statement: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
     let Some(table) = statement.iter().take(8).position(|token| token.word == Word::Table) else { return };
     let head = &statement[..table];
-    if head.iter().any(|token| token.word == Word::Temporary) {
-        return;
-    }
+    let rows = match head.iter().any(|token| token.word == Word::Temporary) {
+        true => Rows::OfSession,
+        false => Rows::OfPool,
+    };
     match head.first().map(|token| token.word) {
-        Some(Word::Create) => create(&statement[table + 1..], text, edits),
+        Some(Word::Create) => create(&statement[table + 1..], rows, text, edits),
         Some(Word::Alter) => alter(&statement[table + 1..], text, edits),
         _ => {}
     }
 }
 
+/// Who has a table's rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    OfPool,
+    OfSession,
+}
+
 /// Behind CREATE TABLE.
-fn create(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
+fn create(tokens: &[Token], rows: Rows, text: &[u8], edits: &mut Vec<Edit>) {
     let is_exists = |token: &&Token| matches!(token.word, Word::If | Word::Not | Word::Exists);
     let skipped = tokens.iter().take_while(is_exists).count();
     let name = tokens[skipped..].iter().take_while(|token| token.is_name() && token.word != Word::Like);
@@ -62,7 +73,9 @@ fn create(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
     };
     let options = &rest[body.len()..];
     let engine = engine(options, text, edits);
-    let gets_key = engine != Engine::Other && !options.iter().any(|token| token.word == Word::Partition);
+    let gets_key = rows == Rows::OfPool
+        && engine != Engine::Other
+        && !options.iter().any(|token| token.word == Word::Partition);
     let [_, inner @ .., close] = body else {
         let is_query = options.iter().any(begins_query);
         if gets_key
@@ -147,22 +160,28 @@ enum Engine {
 fn engine(options: &[Token], text: &[u8], edits: &mut Vec<Edit>) -> Engine {
     let mut depth = 0;
     let mut engine = Engine::Innodb;
+    let mut in_partitions = false;
     let mut converted = Vec::new();
     let mut dropped = Vec::new();
     for (at, token) in options.iter().enumerate() {
         depth += i32::from(token.is(b'(')) - i32::from(token.is(b')'));
-        if depth != 0 || token.sort != Sort::Word {
+        if (depth != 0 && !in_partitions) || token.sort != Sort::Word {
             continue;
         }
         let has_equals = options.get(at + 1).is_some_and(|next| next.is(b'='));
         let Some(value) = options.get(at + 1 + usize::from(has_equals)) else { continue };
         let becomes = |with: &str| Edit { start: value.start, end: value.end, with: with.to_owned() };
         match token.word {
-            Word::Select | Word::Partition => break,
+            Word::Select => break,
+            Word::Partition => in_partitions = true,
             Word::Engine => {
-                engine = engine_of(value, text);
-                if engine == Engine::Converted {
+                let named = engine_of(value, text);
+                if named == Engine::Converted {
                     converted.push(becomes("InnoDB"));
+                }
+                // Each partition names the table's engine again.
+                if !in_partitions {
+                    engine = named;
                 }
             }
             Word::RowFormat if matches!(value.word, Word::Fixed | Word::Page) => {
