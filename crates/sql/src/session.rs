@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::Following;
 use crate::backend::{Backend, OpenError, Shape};
-use crate::caps::Status;
+use crate::caps::{Caps, Status};
 use crate::carry::{BringError, Carry};
 use crate::handshake::Login;
 use crate::inbox;
@@ -45,11 +45,11 @@ mod change_user;
 mod execute;
 mod interrupt;
 mod repeat;
+#[cfg(any(test, fuzzing))]
+pub(crate) use repeat::without_status;
 mod sites;
 
 pub(crate) use begin::first_shape;
-#[cfg(any(test, fuzzing))]
-pub(crate) use repeat::without_status;
 pub use sites::Texts;
 pub(crate) use sites::{Bounds, EACH_SITE_MAX, Sites};
 
@@ -118,6 +118,10 @@ impl End {
     }
 }
 
+fn out_of_order() -> ServerError {
+    ServerError::new(1156, b"08S01", "Got packets out of order")
+}
+
 fn too_many(site: &SiteName) -> ServerError {
     ServerError::new(1040, b"08004", format!("Too many connections of site {site}"))
 }
@@ -182,7 +186,11 @@ pub(crate) struct Session {
 impl Session {
     async fn run(&mut self) -> Result<(), End> {
         while let Some(command) = self.next_command().await? {
-            match self.answer(command).await {
+            let answered = match self.is_in_order(&command) {
+                true => self.answer(command).await,
+                false => Err(End::Refused(out_of_order())),
+            };
+            match answered {
                 Ok(Flow::On) => {}
                 Ok(Flow::Over) => return Ok(()),
                 Err(End::RolledBack) => self.roll_back().await?,
@@ -195,6 +203,11 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Within compressed frames the number means nothing to MariaDB either.
+    fn is_in_order(&self, command: &inbox::Command) -> bool {
+        command.sequence() == 0 || self.login.caps.has(Caps::COMPRESS) || self.login.caps.has(Caps::ZSTD)
     }
 
     /// The client's connection ends, its backend goes back to the others.
