@@ -7,8 +7,9 @@ STORY ?= full
 FAULTS ?= 200
 MINUTES ?= 60
 SEED ?=
+FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test bench chaos-db chaos-editors setup lint deny units differential differential-short e2e clean-caches
+.PHONY: help demo test bench chaos-db chaos-editors fuzz setup lint deny units differential differential-short e2e clean-caches
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,6 +34,9 @@ deny: ## licences, sources, duplicates and (where the advisory database can be r
 units: ## tests of the crates, against real parts
 	cargo build -p kopek
 	cargo nextest run --workspace --exclude kopek-tests
+
+fuzz: ## all that reads what clients and members send, with new inputs; what was found before is in `units`
+	tests/fuzz.sh $(FUZZ_SECONDS)
 
 e2e: ## end-to-end tests on a virtual rack
 	cargo build -p kopek

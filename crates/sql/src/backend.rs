@@ -156,7 +156,7 @@ impl Backend {
                     if plugin != NATIVE {
                         return Err(OpenError::Odd("known way to log in"));
                     }
-                    self.send(sequence + 1, &native_proof(&account.password, &nonce)).await?;
+                    self.send(sequence.wrapping_add(1), &native_proof(&account.password, &nonce)).await?;
                 }
                 _ => {
                     let refused = ServerError::parse(&payload);
@@ -226,7 +226,7 @@ impl Backend {
                 Next::Done => return Ok(*answer.said()),
                 Next::WantsFile => {
                     // Nothing of ours has a file: an empty one.
-                    self.send(answer.sequence() + 1, b"").await?;
+                    self.send(answer.sequence().wrapping_add(1), b"").await?;
                 }
                 Next::More => {
                     if self.wire.fill().await? == 0 {

@@ -38,6 +38,11 @@ impl Command {
         self.packet.get(HEADER).copied().unwrap_or(0)
     }
 
+    /// Of its first packet: 0, as each command begins anew.
+    pub(crate) fn sequence(&self) -> u8 {
+        self.packet[HEADER - 1]
+    }
+
     /// Behind the first byte, as far as it is held.
     pub(crate) fn body(&self) -> &[u8] {
         self.packet.get(HEADER + 1..).unwrap_or_default()

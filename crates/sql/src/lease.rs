@@ -10,6 +10,7 @@
 //! travels through the group and comes back in the order of its commits, which it cannot do in a minority.
 //! Kept by worker 0 for the whole process; asked by `attempt`.
 
+use std::ops::Bound;
 use std::time::Duration;
 
 use kopek_core::SiteName;
@@ -59,8 +60,9 @@ fn is_valid(asked: &Option<Instant>) -> bool {
 /// For ever.
 pub(crate) async fn keep(ways: Ways) {
     let mut part = ways.part.clone();
+    let mut last = None;
     loop {
-        let Some((site, writer, account)) = own_site(&ways) else {
+        let Some((site, writer, account)) = own_site(&ways, last.as_ref()) else {
             crate::writer::news(&mut part).await;
             continue;
         };
@@ -68,6 +70,7 @@ pub(crate) async fn keep(ways: Ways) {
             Ok(mut backend) => prove(&ways, &mut backend).await,
             Err(error) => debug!(%site, %error, "the member cannot be asked whether it is in its group"),
         }
+        last = Some(site);
         sleep(TRY_AGAIN_AFTER).await;
     }
 }
@@ -82,19 +85,22 @@ async fn prove(ways: &Ways, backend: &mut Backend) {
             Ok(Err(error)) => return debug!(%error, "the member broke off"),
             Err(_) => return warn!("the member does not hear its group: its answers are held back"),
         }
-        if backend.is_closed() || own_site(ways).is_none() {
+        if backend.is_closed() || own_site(ways, None).is_none() {
             return;
         }
         sleep(RENEW_AFTER).await;
     }
 }
 
-/// A site that this server's member serves: any will do.
-fn own_site(ways: &Ways) -> Option<(SiteName, RoutedWriter, Database)> {
+/// A site that this server's member serves. Any will do, but not twice the same one: a site can end what runs
+/// under its account and change its password, and all others depend on the answer.
+fn own_site(ways: &Ways, last: Option<&SiteName>) -> Option<(SiteName, RoutedWriter, Database)> {
     let known = ways.part.borrow();
     let part = known.as_ref()?;
     part.member?;
-    part.writes_for.iter().find_map(|(site, epoch)| {
+    let after = last.map(|last| (Bound::Excluded(last), Bound::Unbounded));
+    let later = after.into_iter().flat_map(|after| part.writes_for.range::<SiteName, _>(after));
+    later.chain(&part.writes_for).find_map(|(site, epoch)| {
         let writer = part.sites.get(site)?.writer.as_ref().filter(|writer| writer.epoch == *epoch)?;
         Some((site.clone(), writer.clone(), account_of(&known, site)?.clone()))
     })

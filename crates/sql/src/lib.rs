@@ -21,6 +21,10 @@ mod compress;
 mod digests;
 mod effect;
 mod fence;
+mod forbidden;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod inbox;
 mod lease;

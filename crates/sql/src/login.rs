@@ -55,7 +55,14 @@ pub(crate) async fn greet(
         let nonce = new_nonce();
         let facts = Facts { caps: offered(facts.caps), ..facts.clone() };
         send(&mut wire, 0, &Greeting { facts: facts.clone(), thread, nonce }.payload()).await?;
-        let (mut sequence, mut payload) = wire.packet(HANDSHAKE_MAX).await?;
+        let (mut sequence, mut payload) = match wire.packet(HANDSHAKE_MAX).await {
+            // Longer than any login.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                wire.send(&bad_handshake().packet(2)).await?;
+                return Err(LoginError::Odd);
+            }
+            packet => packet?,
+        };
         if payload.len() == LOGIN_FIXED
             && Caps(u64::from(payload[0]) | u64::from(payload[1]) << 8).has(Caps::SSL)
         {
@@ -64,12 +71,20 @@ pub(crate) async fn greet(
             wire = Wire::new(tls);
             (sequence, payload) = wire.packet(HANDSHAKE_MAX).await?;
         }
-        let mut login = Login::parse(&payload).ok_or(LoginError::Odd)?;
+        let Some(mut login) = Login::parse(&payload) else {
+            wire.send(&bad_handshake().packet(sequence.wrapping_add(1))).await?;
+            return Err(LoginError::Odd);
+        };
         // What we did not offer nobody can use.
         login.caps = Caps(login.caps.0 & (facts.caps.0 | Caps::OURS.0));
         Ok(Arrived { wire, login, sequence: sequence.wrapping_add(1), nonce })
     };
     timeout(LOGIN_LIMIT, greeting).await.map_err(|_| LoginError::Late)?
+}
+
+/// MySQL's words for what is no login.
+fn bad_handshake() -> ServerError {
+    ServerError::new(1043, b"08S01", "Bad handshake")
 }
 
 /// A member's capabilities without those that we do not pass on, and with those that are ours.

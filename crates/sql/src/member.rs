@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,8 +65,9 @@ pub(crate) async fn join(ways: &Ways, site: &SiteName, epoch: u64) -> Result<Joi
     };
     let entered =
         ways.fences.enter(site, epoch).ok_or_else(|| format!("epoch {epoch} of site {site} is over"))?;
-    let stream =
+    let (stream, line) =
         way.connect().await.map_err(|error| format!("the pool member cannot be reached: {error}"))?;
+    line.into_iter().for_each(|line| entered.is_by(line));
     Ok(Joined { stream, entered })
 }
 
@@ -89,13 +91,20 @@ fn way_to_member(part: &SqlPart, site: &SiteName, epoch: u64) -> Result<Way, Str
 }
 
 impl Way {
-    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+    /// The connection, and a second hold of its socket if somebody may have to cut it.
+    async fn connect(&self) -> io::Result<(Box<dyn Stream>, Option<OwnedFd>)> {
         let connecting = async {
             match self {
-                Way::Port { member, source } => connect_from(*source, *member).await,
-                Way::Alone(Endpoint::Port(member)) => connected(TcpStream::connect(member).await?),
+                Way::Port { member, source } => {
+                    let stream = connect_from(*source, *member).await?;
+                    let line = stream.as_fd().try_clone_to_owned()?;
+                    Ok((Box::new(stream) as Box<dyn Stream>, Some(line)))
+                }
+                Way::Alone(Endpoint::Port(member)) => {
+                    Ok((Box::new(connected(TcpStream::connect(member).await?)?) as Box<dyn Stream>, None))
+                }
                 Way::Alone(Endpoint::Socket(path)) => {
-                    Ok(Box::new(UnixStream::connect(path).await?) as Box<dyn Stream>)
+                    Ok((Box::new(UnixStream::connect(path).await?) as Box<dyn Stream>, None))
                 }
             }
         };
@@ -105,7 +114,7 @@ impl Way {
     }
 }
 
-async fn connect_from(source: IpAddr, member: SocketAddr) -> io::Result<Box<dyn Stream>> {
+async fn connect_from(source: IpAddr, member: SocketAddr) -> io::Result<TcpStream> {
     let socket = if member.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // Otherwise bind would reserve a port, and a site that opens a connection for each page would run
     // out of them: those in TIME_WAIT are reused only by connect.
@@ -114,7 +123,7 @@ async fn connect_from(source: IpAddr, member: SocketAddr) -> io::Result<Box<dyn 
     connected(socket.connect(member).await?)
 }
 
-fn connected(stream: TcpStream) -> io::Result<Box<dyn Stream>> {
+fn connected(stream: TcpStream) -> io::Result<TcpStream> {
     stream.set_nodelay(true)?;
-    Ok(Box::new(stream))
+    Ok(stream)
 }

@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 
 use crate::Following;
 use crate::backend::{Backend, OpenError, Shape};
-use crate::caps::Status;
+use crate::caps::{Caps, Status};
 use crate::carry::{BringError, Carry};
 use crate::handshake::Login;
 use crate::inbox;
@@ -46,6 +46,8 @@ mod change_user;
 mod execute;
 mod interrupt;
 mod repeat;
+#[cfg(any(test, fuzzing))]
+pub(crate) use repeat::without_status;
 mod sites;
 
 pub(crate) use begin::first_shape;
@@ -117,6 +119,10 @@ impl End {
     }
 }
 
+fn out_of_order() -> ServerError {
+    ServerError::new(1156, b"08S01", "Got packets out of order")
+}
+
 fn too_many(site: &SiteName) -> ServerError {
     ServerError::new(1040, b"08004", format!("Too many connections of site {site}"))
 }
@@ -181,7 +187,11 @@ pub(crate) struct Session {
 impl Session {
     async fn run(&mut self) -> Result<(), End> {
         while let Some(command) = self.next_command().await? {
-            match self.answer(command).await {
+            let answered = match self.is_in_order(&command) {
+                true => self.answer(command).await,
+                false => Err(End::Refused(out_of_order())),
+            };
+            match answered {
                 Ok(Flow::On) => {}
                 Ok(Flow::Over) => return Ok(()),
                 Err(End::RolledBack) => self.roll_back().await?,
@@ -196,6 +206,11 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Within compressed frames the number means nothing to MariaDB either.
+    fn is_in_order(&self, command: &inbox::Command) -> bool {
+        command.sequence() == 0 || self.login.caps.has(Caps::COMPRESS) || self.login.caps.has(Caps::ZSTD)
     }
 
     /// The client's connection ends, its backend goes back to the others.

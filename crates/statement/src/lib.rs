@@ -12,6 +12,9 @@
 
 mod changed;
 mod digest;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hidden;
 mod item;
 mod lex;

@@ -116,12 +116,31 @@ impl Home {
              # The client's file, which the client alone decides to send; the member's own stay closed.
              local_infile=ON\n\
              secure_file_priv={tmp}\n\
-             max_connections=1000\n\
+             # One site cannot take what the others need: as many as `sql` lets it have on one server.\n\
+             max_connections=2000\n\
+             max_user_connections=512\n\
              max_allowed_packet=64M\n\
              character_set_server=utf8mb4\n\
              collation_server=utf8mb4_general_ci\n\
              performance_schema=OFF\n\
              default_storage_engine=InnoDB\n\
+             # A session can choose another one as its default, in which rows would be on one member only; the next\n\
+             # statement that moves them into InnoDB puts this member out of the group.\n\
+             enforce_storage_engine=InnoDB\n\
+             # The others apply a session's DDL under these and not under its own settings: they must take\n\
+             # whatever any session may, or they have no table for its rows.\n\
+             innodb_strict_mode=OFF\n\
+             system_versioning_alter_history=KEEP\n\
+             # What a session may set for itself; the default of most is no limit at all.\n\
+             maximum-sort_buffer_size=32M\n\
+             maximum-join_buffer_size=32M\n\
+             maximum-read_buffer_size=16M\n\
+             maximum-read_rnd_buffer_size=16M\n\
+             maximum-mrr_buffer_size=16M\n\
+             maximum-bulk_insert_buffer_size=64M\n\
+             maximum-max_heap_table_size=64M\n\
+             maximum-tmp_table_size=64M\n\
+             maximum-group_concat_max_len=64M\n\
              innodb_buffer_pool_size={buffer}\n\
              innodb_log_file_size=64M\n\
              # With 0, acknowledged commits were lost when all members died at once.\n\

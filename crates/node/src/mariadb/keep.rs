@@ -28,6 +28,7 @@ use super::client::{Client, NodeId, Status};
 use super::databases::{self, DatabaseError};
 use super::home::{GRACE, Home, PACKAGE};
 use super::position::{self, Found};
+use super::room::{Room, Writes};
 use super::{Lost, pulse, setup};
 use crate::daemon::{Backoff, Daemon, Program, explained};
 
@@ -121,6 +122,7 @@ struct Life {
     /// Since when it answers without being connected to the group.
     unconnected: Option<Instant>,
     position: Option<Position>,
+    room: Room,
     /// Databases that are known to exist as assigned.
     done: BTreeMap<SiteName, AssignedDatabase>,
     /// Databases that could not be made, and why: told once.
@@ -148,6 +150,7 @@ impl Running {
             is_saved: false,
             unconnected: None,
             position: None,
+            room: Room::default(),
             done: BTreeMap::new(),
             troubles: BTreeMap::new(),
         };
@@ -522,6 +525,7 @@ impl Life {
             }
             Ok(status) if status.accepts_writes() => {
                 self.progress = Progress::Answered;
+                self.keep_room(&home.data()).await;
                 if let Some(member) = member {
                     self.make_databases(member).await;
                 }
@@ -584,6 +588,23 @@ impl Life {
         self.is_put_out = self.unconnected.is_some_and(|since| since.elapsed() >= patience);
         self.position = status.position.clone();
         Ok(status)
+    }
+
+    async fn keep_room(&mut self, data: &Path) {
+        let Some(client) = &mut self.client else { return };
+        match self.room.heed(client, data).await {
+            Ok(None) => {}
+            Ok(Some(Writes::Taken)) => info!("the disk has room again: the pool member takes writes"),
+            Ok(Some(Writes::Refused)) => {
+                warn!(data = %data.display(), "the disk is nearly full: the pool member takes no more writes of sites");
+            }
+            Err(error) => {
+                warn!(error = explained(&error), "cannot tell the pool member that its disk is nearly full");
+                if error.spoils_connection() {
+                    self.client = None;
+                }
+            }
+        }
     }
 
     /// Makes those that are not known to be there, one after the other; a failed one is tried again.

@@ -6,7 +6,8 @@
 //! setup.rs ──► position.rs ──► keep.rs ──► databases.rs
 //! folders,     how new the     start,      accounts of the sites
 //! first data   data on disk is watch       whose writer this is      dump.rs: a site's SQL dump
-//!                                └─ pulse.rs: does it hang?
+//!                                ├─ pulse.rs: does it hang?
+//!                                └─ room.rs: is its disk about to be full?
 //! ```
 
 mod client;
@@ -16,6 +17,7 @@ mod home;
 mod keep;
 mod position;
 mod pulse;
+mod room;
 mod setup;
 
 use std::collections::BTreeMap;

@@ -30,6 +30,8 @@ pub(super) enum Ending {
     Withheld { answer: BytesMut, said: Said },
     /// The member is gone, or is the site's writer no more.
     Lost,
+    /// The member has ended the connection while it had the command.
+    Broke,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,7 +208,7 @@ impl Session {
             tokio::select! {
                 biased;
                 read = member.fill() => match read {
-                    Ok(0) | Err(_) => return Ok(Ending::Lost),
+                    Ok(0) | Err(_) => return Ok(Ending::Broke),
                     Ok(_) => {}
                 },
                 () = &mut relieved, if leave_at.is_none() => {

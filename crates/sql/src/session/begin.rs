@@ -93,7 +93,7 @@ impl Session {
             sites,
             site,
             number,
-            lock_prefix: format!("kopek{number}."),
+            lock_prefix: lock_prefix(number, account.as_ref().map_or("", |(_, own)| &own.password)),
             shape,
             is_foreign: !is_own,
             backend,
@@ -235,4 +235,12 @@ async fn log_in_foreign(
     let mut backend = timeout(REFUSED_LIMIT, opening).await.map_err(|_| LoginError::Late)?;
     arrived.relay_to(&mut backend).await?;
     Ok(backend)
+}
+
+/// What the names of a site's locks begin with. Nobody else can say it: locks are one set for the whole member, and
+/// a text that is put together in a procedure is not adapted.
+fn lock_prefix(number: u32, password: &str) -> String {
+    let secret = blake3::derive_key("kopek sql names of locks", password.as_bytes());
+    let word = u64::from_le_bytes(secret[..8].try_into().expect("8 of 32 bytes"));
+    format!("k{number}.{word:x}.")
 }

@@ -19,9 +19,11 @@ use super::change::Looked;
 use super::repeat::{Fate, Former};
 use super::{CLIENT_STALL, End, Flow, Session, Texts};
 use crate::answer::{Answer, Expected, Said};
+use crate::backend::HANDSHAKE_MAX;
 use crate::caps::Status;
 use crate::carry::statement_id;
 use crate::effect::{Effect, PLAIN, Repeat, SCHEMA, Stays, UNKNOWN, effect_of};
+use crate::forbidden::forbidden;
 use crate::inbox::{self, Command, Passed};
 use crate::packet::{HEADER, ServerError, command, command_packet, ok_packet};
 use crate::threads::killing_actual;
@@ -36,6 +38,10 @@ mod write_alone;
 const PASSING_MAX: u32 = 5;
 /// Nor is anything repeated more often than this after lost writers.
 const TRIES_MAX: u32 = 20;
+/// Members that may break off while they execute the same command, before it is not sent to another one: it may be
+/// what ends them, and MySQL too would end only once.
+const BROKE_MAX: u32 = 1;
+const BROKE: &str = "the next one too, with the same statement";
 /// After a deadlock the other one goes first.
 const DEADLOCK_PAUSE: Duration = Duration::from_millis(5);
 
@@ -66,6 +72,9 @@ impl Work {
 impl Session {
     pub(super) async fn answer(&mut self, mut command: Command) -> Result<Flow, End> {
         let kind = command.kind();
+        if !command.is_whole() && is_small(kind) {
+            return Err(End::Refused(ServerError::new(1835, b"HY000", "Malformed communication packet")));
+        }
         match kind {
             command::QUIT => return Ok(Flow::Over),
             command::STMT_CLOSE => {
@@ -77,8 +86,7 @@ impl Session {
                 return Ok(Flow::On);
             }
             command::BINLOG_DUMP | command::TABLE_DUMP => {
-                Box::pin(self.pass_replication(&command)).await?;
-                return Ok(Flow::Over);
+                return Box::pin(self.pass_replication(&command)).await;
             }
             command::PROCESS_KILL => self.kill_actual(&mut command),
             _ => {}
@@ -100,6 +108,10 @@ impl Session {
             let mut answer = Answer::new(work.expected, self.shape.caps);
             answer.take(&warnings);
             return Ok(*answer.said());
+        }
+        if let Some(error) = self.forbidden(work) {
+            self.tell(&error.packet(1)).await?;
+            return Ok(Said { error: Some(error.code), ..Said::default() });
         }
         if work.effect.needs_files {
             self.sites.barrier.settled(&self.site).await;
@@ -184,6 +196,13 @@ impl Session {
         Some(std::mem::replace(&mut command.packet, packet))
     }
 
+    /// Of a site's own account; another one is the operator's.
+    fn forbidden(&self, work: &Work) -> Option<ServerError> {
+        let is_text = matches!(work.command.kind(), command::QUERY | command::STMT_PREPARE);
+        let reading = work.reading.as_ref().filter(|_| is_text && !self.is_foreign)?;
+        forbidden(work.command.body(), reading)
+    }
+
     /// Only the statement as nearly everybody writes it.
     fn saved_warnings(&self, work: &Work) -> Option<Bytes> {
         let warnings = self.warnings.as_ref().filter(|_| work.command.kind() == command::QUERY)?;
@@ -205,7 +224,7 @@ impl Session {
     /// Anything but a write on its own.
     async fn execute(&mut self, work: &mut Work) -> Result<Said, End> {
         let mut shown = Shown::default();
-        let mut passing = 0;
+        let (mut passing, mut broke) = (0, 0);
         let mut change = self.change_of(&work.command, &work.effect, work.reading.as_ref());
         for tried in 0..TRIES_MAX {
             self.note_repetition(tried);
@@ -263,8 +282,9 @@ impl Session {
                     return Ok(said);
                 }
                 // A leaving member's error, or a lost member.
-                Ending::Withheld { .. } | Ending::Lost => {
+                Ending::Withheld { .. } | Ending::Lost | Ending::Broke => {
                     self.backend = None;
+                    broke += u32::from(matches!(ending, Ending::Broke));
                     if Box::pin(self.settle_commit(work, commit, former, &shown)).await? {
                         return Ok(Said::default());
                     }
@@ -272,6 +292,9 @@ impl Session {
                         && !(shown.is_nothing() && change.as_ref().is_some_and(|change| change.can_be_told()))
                     {
                         return Err(lost(why));
+                    }
+                    if broke > BROKE_MAX {
+                        return Err(lost(BROKE));
                     }
                 }
             }
@@ -392,12 +415,20 @@ impl Session {
         }
     }
 
-    /// A replica's or mysqlbinlog's: from here on the member speaks without end.
-    async fn pass_replication(&mut self, command: &Command) -> Result<(), End> {
+    /// A replica's or mysqlbinlog's: from here on the member speaks without end. Who may not have that goes on as
+    /// before, or this would be a way around everything that is done with statements.
+    async fn pass_replication(&mut self, command: &Command) -> Result<Flow, End> {
         self.ready().await?;
         let Session { client, backend, .. } = self;
-        let Some(mut backend) = backend.take() else { return Ok(()) };
+        let Some(mut backend) = backend.take() else { return Ok(Flow::Over) };
         backend.wire.send(&command.packet).await?;
+        backend.wire.fill_to(HEADER + 1).await?;
+        if backend.wire.input[HEADER] == 0xff {
+            let (answer, _) = backend.read_whole(Expected::Single, HANDSHAKE_MAX).await?;
+            self.backend = Some(backend);
+            self.tell(&answer).await?;
+            return Ok(Flow::On);
+        }
         loop {
             if !backend.wire.input.is_empty() {
                 let bytes = backend.wire.input.split();
@@ -411,7 +442,7 @@ impl Session {
                 count = client.fill() => count?,
             };
             if count == 0 {
-                return Ok(());
+                return Ok(Flow::Over);
             }
         }
     }
@@ -421,6 +452,11 @@ impl Session {
 fn changes_beginnings(reading: &Reading) -> bool {
     reading.marks.intersects(Marks::SETS_GLOBAL | Marks::MULTI | Marks::HIDDEN_TEXT)
         || matches!(reading.kind, Kind::Account | Kind::Maintenance | Kind::SetOther)
+}
+
+/// Of these nobody sends a mebibyte.
+fn is_small(kind: u8) -> bool {
+    matches!(kind, command::STMT_CLOSE | command::CHANGE_USER | command::BINLOG_DUMP | command::TABLE_DUMP)
 }
 
 fn lost(why: &str) -> End {

@@ -141,7 +141,7 @@ async fn end_session(backend: &mut Backend, thread: u32) -> std::io::Result<()> 
 
 /// An OK or the end of rows with these status bits cleared: what a transaction of ours shows and a statement
 /// alone would not.
-pub(super) fn without_status(answer: &mut BytesMut, cleared: u16) {
+pub(crate) fn without_status(answer: &mut BytesMut, cleared: u16) {
     let mut at = 0;
     let mut last = None;
     while let Some((length, _)) = crate::packet::header(&answer[at..]) {

@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use kopek_core::config::{Dirs, SQL_PORT, ServerConfig};
 use kopek_core::desired::{Database, DatabaseLimits};
-use kopek_core::part::{RoutedWriter, SqlListener, SqlPart, SqlSite};
+use kopek_core::part::{FormerWriter, RoutedWriter, SqlListener, SqlPart, SqlSite};
 use kopek_core::{InstanceId, ServerId, SiteName};
 use kopek_link::{CellAuthority, Csr, Identity, Parts};
 use tempfile::TempDir;
@@ -52,7 +53,14 @@ pub struct Member {
 
 impl Member {
     pub async fn new(name: &str) -> Member {
-        let member = Member::installed().await.started().await;
+        Member::new_with(name, &[]).await
+    }
+
+    pub async fn new_with(name: &str, options: &[&str]) -> Member {
+        Member::installed().await.started_with(options).await.with_accounts(name).await
+    }
+
+    pub async fn with_accounts(self, name: &str) -> Member {
         let mut accounts = String::new();
         for (site, number) in [("blog", 5), ("shop", 6)] {
             accounts += &format!(
@@ -65,8 +73,8 @@ impl Member {
                  CREATE TABLE {site}.who (name TEXT); INSERT INTO {site}.who VALUES ('{name}');"
             );
         }
-        member.root(&accounts).await;
-        member
+        self.root(&accounts).await;
+        self
     }
 
     pub async fn installed() -> Member {
@@ -87,7 +95,11 @@ impl Member {
         Member { folder, port, process }
     }
 
-    pub async fn started(mut self) -> Member {
+    pub async fn started(self) -> Member {
+        self.started_with(&[]).await
+    }
+
+    pub async fn started_with(mut self, options: &[&str]) -> Member {
         self.process = Command::new("mariadbd")
             .args(["--no-defaults", "--user=mysql", "--skip-name-resolve", "--bind-address=127.0.0.1"])
             .args(["--skip-networking=0", "--max-allowed-packet=64M", "--innodb-buffer-pool-size=16M"])
@@ -96,6 +108,7 @@ impl Member {
             .arg(format!("--datadir={}", self.folder.path().join("data").display()))
             .arg(format!("--socket={}", self.socket().display()))
             .arg(format!("--pid-file={}", self.folder.path().join("pid").display()))
+            .args(options)
             .env("TMPDIR", self.folder.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -104,6 +117,10 @@ impl Member {
             .unwrap();
         until("mariadbd answers", async || client(&self.socket(), "root", "SELECT 1").await.is_ok()).await;
         self
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -157,6 +174,29 @@ pub fn answer_of(output: Output) -> Result<String, String> {
     }
 }
 
+/// All that was logged in this process.
+static SAID: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Said;
+
+impl std::io::Write for Said {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        SAID.lock().unwrap().extend(line);
+        print!("{}", String::from_utf8_lossy(line));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether a line of the log has all of these words.
+pub fn was_logged(words: &[&str]) -> bool {
+    let said = SAID.lock().unwrap();
+    String::from_utf8_lossy(&said).lines().any(|line| words.iter().all(|word| line.contains(word)))
+}
+
 pub struct Cell {
     pub authority: CellAuthority,
 }
@@ -199,9 +239,9 @@ pub struct Server {
 
 impl Server {
     pub fn start(&mut self) {
-        // Shown with a test that fails.
-        let _ =
-            tracing_subscriber::fmt().with_env_filter("debug").with_ansi(false).with_test_writer().try_init();
+        // Shown with a test that fails, and kept for those that ask what was said of a site.
+        let shown = tracing_subscriber::fmt().with_env_filter("debug").with_ansi(false);
+        let _ = shown.with_writer(|| Said).try_init();
         let (number, address) = (self.number, address(self.number));
         let text = format!("name = \"s{number}\"\naddress = \"{address}\"\ninterface = \"lo\"\n");
         let config = ServerConfig::parse(&text, Path::new("kopek.toml")).unwrap();
@@ -233,11 +273,22 @@ impl Server {
 
     /// Tells this server who the site's writer is; the writer itself also that it is.
     pub fn learns(&mut self, name: &str, writer: Option<(u8, u64)>) {
+        self.learns_of(name, writer, None);
+    }
+
+    /// The same of a planned move: the writer before lives and has to close the site first.
+    pub fn learns_after(&mut self, name: &str, writer: (u8, u64), former: (u8, u64)) {
+        let (number, epoch) = former;
+        let relay = SocketAddr::new(address(number), SQL_PORT);
+        self.learns_of(name, Some(writer), Some(FormerWriter { server: server(number), relay, epoch }));
+    }
+
+    fn learns_of(&mut self, name: &str, writer: Option<(u8, u64)>, former: Option<FormerWriter>) {
         let routed = writer.map(|(number, epoch)| RoutedWriter {
             server: server(number),
             relay: SocketAddr::new(address(number), SQL_PORT),
             epoch,
-            former: None,
+            former,
         });
         let number = if name == "blog" { 5 } else { 6 };
         let [schema, user, password] = [name, name, "secret"].map(str::to_owned);

@@ -3,6 +3,9 @@
 
 mod going_on;
 mod ground;
+mod hostile;
 mod metering;
+mod raw;
 mod reaching;
 mod sessions;
+mod tenant;

@@ -6,8 +6,9 @@ use bytes::{BufMut, BytesMut};
 use tokio::time::sleep;
 use tracing::debug;
 
-use super::{DEADLOCK_PAUSE, PASSING_MAX, TRIES_MAX, Work, lost, opens_cursor};
+use super::{BROKE, BROKE_MAX, DEADLOCK_PAUSE, PASSING_MAX, TRIES_MAX, Work, lost, opens_cursor};
 use crate::answer::{Expected, Said};
+use crate::backend::{Backend, HANDSHAKE_MAX};
 use crate::caps::Status;
 use crate::effect::Repeat;
 use crate::packet::{command, command_packet};
@@ -33,7 +34,7 @@ impl Session {
     }
 
     pub(super) async fn write_alone(&mut self, work: &Work) -> Result<Said, End> {
-        let mut passing = 0;
+        let (mut passing, mut broke) = (0, 0);
         for tried in 0..TRIES_MAX {
             self.note_repetition(tried);
             self.ready().await?;
@@ -51,11 +52,13 @@ impl Session {
                 Ending::Withheld { answer, said } => (answer, said),
                 // It was too long to hold, and the client has it.
                 Ending::Answered(said) => (BytesMut::new(), said),
-                Ending::Lost if shown.is_nothing() => {
+                Ending::Broke if broke == BROKE_MAX => return Err(lost(BROKE)),
+                ending @ (Ending::Broke | Ending::Lost) if shown.is_nothing() => {
+                    broke += u32::from(matches!(ending, Ending::Broke));
                     self.backend = None;
                     continue;
                 }
-                Ending::Lost => return Err(lost("a part of its answer was sent")),
+                Ending::Broke | Ending::Lost => return Err(lost("a part of its answer was sent")),
             };
             match said.error {
                 Some(code) if is_leaving(code) => {
@@ -75,23 +78,33 @@ impl Session {
             let relieved = relieved_for_good(self.sites.part(), &self.site, &former.writer);
             let ended = match &mut self.backend {
                 Some(backend) => tokio::select! {
-                    ended = backend.query(end) => ended,
+                    ended = ended(backend, end) => ended,
                     () = relieved => Err(io::ErrorKind::TimedOut.into()),
                 },
                 None => continue,
             };
             let outcome = match ended {
-                Ok(Said { error: None, status, .. }) => {
+                Ok((_, Said { error: None, status, .. })) => {
                     self.status = status.unwrap_or(self.status);
                     Outcome::Sure
                 }
-                Ok(Said { error: Some(code), .. })
+                Ok((_, Said { error: Some(code), .. }))
                     if is_passing(code) && passing < PASSING_MAX && shown.is_nothing() =>
                 {
                     passing += 1;
                     Outcome::Again
                 }
-                Ok(Said { error: Some(code), .. }) if !is_leaving(code) => {
+                // More than the group takes (1105), or a disk is full: the member has undone it.
+                Ok((refusal, refused @ Said { error: Some(code), .. }))
+                    if !is_leaving(code) && shown.is_nothing() =>
+                {
+                    debug!(site = %self.site, code, "a commit was refused");
+                    self.backend = None;
+                    self.row_count = Some(-1);
+                    self.tell(&refusal).await?;
+                    return Ok(refused);
+                }
+                Ok((_, Said { error: Some(code), .. })) if !is_leaving(code) => {
                     return Err(lost(&format!("its commit failed with error {code}")));
                 }
                 Ok(_) | Err(_) if said.error.is_some() => {
@@ -186,6 +199,12 @@ impl Session {
             self.warnings = Some(warnings.freeze());
         }
     }
+}
+
+/// The member's answer to our own COMMIT or ROLLBACK.
+async fn ended(backend: &mut Backend, end: &str) -> io::Result<(BytesMut, Said)> {
+    backend.wire.send(&command_packet(command::QUERY, end.as_bytes())).await?;
+    backend.read_whole(Expected::Results, HANDSHAKE_MAX).await
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,4 @@
+//! What holds is said at `kopek_sql::fuzzing::answer`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| kopek_sql::fuzzing::answer(input));
