@@ -24,6 +24,7 @@ mod inbox;
 mod lease;
 mod listen;
 mod login;
+mod manners;
 mod member;
 mod netns;
 mod opening;

@@ -33,13 +33,14 @@ use crate::carry::{BringError, Carry};
 use crate::handshake::Login;
 use crate::inbox;
 use crate::login::{Arrived, LoginError, greet};
-use crate::opening::Openings;
+use crate::manners::Manners;
+use crate::opening::{CATCH_UP, Openings};
 use crate::packet::{ServerError, command, ok_packet};
 use crate::place::Places;
 use crate::threads::Given;
-use crate::token::{Presence, Slot, Slots, Tokens};
+use crate::token::{Presence, Slot, Slots};
 use crate::transaction::Transaction;
-use crate::warm::{Left, WARM_MAX, Warm};
+use crate::warm::{Left, Warm, part_with};
 use crate::wire::Wire;
 use crate::writer::{account_of, is_same, news, writer_of};
 
@@ -60,6 +61,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(20);
 const REFUSED_LIMIT: Duration = Duration::from_secs(2);
 /// A planned move of a writer lets transactions end for so long; then they are repeated on the new one.
 const GRACE: Duration = Duration::from_millis(50);
+/// A member that lives answers in milliseconds, under load in some tens; one that died refuses at once.
+const LIFE_SIGN_LIMIT: Duration = Duration::from_millis(300);
 /// Like MariaDB's `net_write_timeout`: a client that reads nothing for so long is given up.
 const CLIENT_STALL: Duration = Duration::from_secs(60);
 
@@ -72,46 +75,20 @@ pub(crate) struct Sites {
     waiting: Places,
     slots: Rc<Slots>,
     barrier: FilesBarrier,
-    texts: Texts,
-    tokens: Tokens,
-}
-
-/// What becomes of statements that a pool cannot take as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Texts {
-    /// They are adapted.
-    ForPool,
-    /// They stay: there is no pool (`alone`).
-    AsTheyAre,
+    manners: Manners,
 }
 
 impl Sites {
-    pub(crate) fn new(ways: Ways, slots: Rc<Slots>, sessions: Places, waiting: Places) -> Rc<Sites> {
-        Sites::with(ways, slots, sessions, waiting, Texts::ForPool, Tokens::Kept, WARM_MAX)
-    }
-
-    pub(crate) fn with(
+    pub(crate) fn new(
         ways: Ways,
         slots: Rc<Slots>,
         sessions: Places,
         waiting: Places,
-        texts: Texts,
-        tokens: Tokens,
-        warm_max: usize,
+        manners: Manners,
     ) -> Rc<Sites> {
-        let warm = Warm::new(ways.clone(), warm_max);
+        let warm = Warm::new(ways.clone(), manners.warm_max);
         let openings = Openings::new(ways.clone(), warm.clone());
-        Rc::new(Sites {
-            ways,
-            warm,
-            openings,
-            sessions,
-            waiting,
-            slots,
-            barrier: FilesBarrier,
-            texts,
-            tokens,
-        })
+        Rc::new(Sites { ways, warm, openings, sessions, waiting, slots, barrier: FilesBarrier, manners })
     }
 
     fn part(&self) -> Following {
@@ -187,7 +164,12 @@ pub(crate) async fn serve(sites: Rc<Sites>, client: Wire, site: SiteName) {
         Err(LoginError::Broken(error)) => return debug!(%site, %error, "a client left in its login"),
         Err(error) => return info!(%site, %error, "login failed"),
     };
-    match session.run().await {
+    let ended = session.run().await;
+    if ended.is_err() {
+        // In the middle of something: nobody else can use it, and to the member it ends as the client did.
+        session.backend = None;
+    }
+    match ended {
         Ok(()) => {}
         Err(End::Client(error)) => debug!(%site, %error, "a client left"),
         Err(End::ClosedByMember) => debug!(%site, "the member closed a connection"),
@@ -266,13 +248,15 @@ impl Session {
             match open_now(&sites, &site, &shape).await {
                 Ok(opened) => backend = opened,
                 // The account is not any more what the agent knows: the member says in its words what is wrong.
-                Err(_refused) => is_own = false,
+                Err(refused) if attempt::is_of_account(refused.code) => is_own = false,
+                Err(refused) => return Err(arrived.turned_away(&refused).await?),
             }
         }
         if !is_own {
             backend = Some(log_in_foreign(&sites, &site, &mut arrived).await?);
         }
-        let tokens = sites.tokens.presence();
+        let tokens = sites.manners.tokens.presence();
+        let status = backend.as_ref().map_or(facts.status, |backend| backend.status);
         let mut session = Session {
             nonce: arrived.nonce,
             given: Given::new(sites.ways.threads.clone(), site.clone(), thread),
@@ -284,7 +268,7 @@ impl Session {
             shape,
             is_foreign: !is_own,
             backend,
-            status: facts.status,
+            status,
             carry: Carry::default(),
             transaction: Transaction::default(),
             slot: None,
@@ -302,7 +286,7 @@ impl Session {
                     user: String::from_utf8_lossy(&session.login.user).into_owned(),
                 });
             }
-            arrived.wire.send(&ok_packet(arrived.sequence, facts.status)).await?;
+            arrived.wire.send(&ok_packet(arrived.sequence, status)).await?;
         }
         let (client, login) = arrived.compressed();
         (session.client, session.login) = (client, login);
@@ -331,8 +315,10 @@ impl Session {
         if let Err(error) = self.client.end().await {
             debug!(site = %self.site, %error, "the client did not wait for the end");
         }
-        if let Some(backend) = self.backend.take().filter(|_| !self.is_foreign) {
-            self.sites.warm.give_back(&self.site, backend, self.carry.left());
+        match self.backend.take() {
+            Some(backend) if self.is_foreign => part_with(backend),
+            Some(backend) => self.sites.warm.give_back(&self.site, backend, self.carry.left()),
+            None => {}
         }
     }
 
@@ -387,22 +373,27 @@ impl Session {
         self.carry.stuck().or(self.transaction.spoiled().filter(|_| self.transaction.is_open))
     }
 
-    /// The member closed the connection between two commands: it died, or it wanted this connection to end (KILL,
-    /// `wait_timeout`). It lives if it greets another connection with a higher number.
+    /// The member closed the connection between two commands.
     async fn member_ended(&mut self) -> Result<(), End> {
         let Some(old) = self.backend.take() else { return Ok(()) };
-        if self.why_bound().is_some() {
-            return Err(End::ClosedByMember);
-        }
-        let ways = &self.sites.ways;
-        let is_current = self.sites.writer(&self.site).is_some_and(|writer| is_same(&writer, &old.writer));
-        if is_current
-            && let Ok(Ok(newer)) = timeout(GRACE, Backend::greeted(ways, &self.site, &old.writer)).await
-            && newer.thread > old.thread
-        {
+        if self.why_bound().is_some() || self.lives_on_without(&old).await {
             return Err(End::ClosedByMember);
         }
         Ok(())
+    }
+
+    /// Whether the member wanted this connection to end (KILL, `wait_timeout`), and did not die: it serves another
+    /// connection with a higher number, and is still in its group.
+    async fn lives_on_without(&self, old: &Backend) -> bool {
+        let is_current = self.sites.writer(&self.site).is_some_and(|writer| is_same(&writer, &old.writer));
+        let Some((_, account)) = self.sites.account(&self.site).filter(|_| is_current) else { return false };
+        let ways = &self.sites.ways;
+        let asking = async {
+            let mut newer = Backend::open(ways, &self.site, &old.writer, &account, &old.shape).await?;
+            let said = newer.query(CATCH_UP).await?;
+            Ok::<bool, OpenError>(newer.thread > old.thread && said.error.is_none())
+        };
+        matches!(timeout(LIFE_SIGN_LIMIT, asking).await, Ok(Ok(true)))
     }
 
     /// A member says something unasked only before it closes a connection.
@@ -597,8 +588,8 @@ async fn first_facts(
     }
 }
 
-/// A backend for a client that logs in, if that does not mean to wait for a writer. An error: the member refuses
-/// the account, and did so for longer than it takes to make one.
+/// A backend for a client that logs in, if that does not mean to wait for a writer. An error: the member refuses,
+/// and if it is for the account, it did so for longer than it takes to make one.
 async fn open_now(sites: &Rc<Sites>, site: &SiteName, shape: &Shape) -> Result<Option<Backend>, ServerError> {
     let Some(writer) = sites.writer(site) else { return Ok(None) };
     if !sites.openings.is_open(site, &writer) {
@@ -606,12 +597,13 @@ async fn open_now(sites: &Rc<Sites>, site: &SiteName, shape: &Shape) -> Result<O
     }
     let opening = async {
         match sites.warm.take(site, &writer, shape).await {
-            Err(OpenError::Refused(error)) if !attempt::is_leaving(error.code) => {
+            Err(OpenError::Refused(error)) if attempt::is_of_account(error.code) => {
                 match find_backend(sites, site, shape).await {
                     Err(End::Refused(error)) => Err(error),
                     found => Ok(found.ok()),
                 }
             }
+            Err(OpenError::Refused(error)) if !attempt::is_leaving(error.code) => Err(error),
             taken => Ok(taken.ok()),
         }
     };
@@ -626,17 +618,23 @@ async fn log_in_foreign(
 ) -> Result<Backend, LoginError> {
     let opening = async {
         loop {
-            if let Some(writer) = sites.writer(site)
-                && let Ok(backend) = Backend::greeted(&sites.ways, site, &writer).await
-            {
-                return backend;
+            if let Some(writer) = sites.writer(site) {
+                match Backend::greeted(&sites.ways, site, &writer).await {
+                    Ok(backend) => return Ok(backend),
+                    Err(OpenError::Refused(error)) if !attempt::is_leaving(error.code) => return Err(error),
+                    Err(_) => {}
+                }
             }
             sleep(RETRY_AFTER).await;
         }
     };
-    let mut backend = timeout(REFUSED_LIMIT, opening).await.map_err(|_| LoginError::Late)?;
-    arrived.relay_to(&mut backend).await?;
-    Ok(backend)
+    match timeout(REFUSED_LIMIT, opening).await.map_err(|_| LoginError::Late)? {
+        Ok(mut backend) => {
+            arrived.relay_to(&mut backend).await?;
+            Ok(backend)
+        }
+        Err(refused) => Err(arrived.turned_away(&refused).await?),
+    }
 }
 
 /// Returns when the site has had another writer for long enough that the former one can be given up.

@@ -15,6 +15,7 @@ use tracing::error;
 use crate::backend::Ways;
 use crate::lease;
 use crate::listen::{Share, keep_listeners};
+use crate::manners::Manners;
 use crate::place::Places;
 use crate::session::{EACH_SITE_MAX, Sites, WAITING_MAX};
 use crate::token::Slots;
@@ -53,7 +54,7 @@ pub(crate) fn start(ways: &Ways, server: &ServerId) -> io::Result<Workers> {
                 if number == 0 {
                     spawn_local(lease::keep(ways.clone()));
                 }
-                let sites = Sites::new(ways, Slots::new(server, number), sessions, waiting);
+                let sites = Sites::new(ways, Slots::new(server, number), sessions, waiting, Manners::OF_A_POOL);
                 spawn_local(sites.warm.clone().sweep());
                 tokio::select! {
                     () = keep_listeners(sites, Share { number, of: count }) => error!("the agent's parts ended"),

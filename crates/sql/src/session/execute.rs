@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::attempt::{Ending, Shown, Withhold, is_leaving, is_passing};
 use super::repeat::{Fate, Former, without_status};
-use super::{CLIENT_STALL, End, Flow, Session, Texts, relieved_for_good};
+use super::{CLIENT_STALL, End, Flow, Session, relieved_for_good};
 use crate::answer::{Expected, Said};
 use crate::backend::{Backend, OpenError, Shape};
 use crate::caps::Status;
@@ -27,6 +27,7 @@ use crate::effect::{Effect, PLAIN, Repeat, SCHEMA, Stays, UNKNOWN, effect_of};
 use crate::handshake::Login;
 use crate::inbox::{self, Command, Passed};
 use crate::login::{Arrived, LoginError};
+use crate::manners::Texts;
 use crate::packet::{HEADER, ServerError, command, command_packet, ok_packet};
 use crate::threads::killing_actual;
 use crate::token::Token;
@@ -35,9 +36,7 @@ use crate::warm::Left;
 use crate::wire::Wire;
 use crate::writer::changed_from;
 
-/// A transaction that fails by others' deadlocks is done again so often.
-const PASSING_MAX: u32 = 5;
-/// Nor is anything repeated more often than this after lost writers.
+/// Nothing is repeated more often than this after lost writers.
 const TRIES_MAX: u32 = 20;
 /// `SHOW WARNINGS` has 64 rows at most (`max_error_count`).
 const WARNINGS_MAX: usize = 1 << 20;
@@ -167,7 +166,7 @@ impl Session {
             Some(rows) if reading.marks.contains(Marks::ROW_COUNT) => {
                 with_row_count(text, self.dialect(), rows)
             }
-            _ if self.sites.texts == Texts::AsTheyAre => None,
+            _ if self.sites.manners.texts == Texts::AsTheyAre => None,
             _ => adapted(text, reading, self.dialect(), &format!("kopek{}.", self.number)),
         };
         if let Some(other) = other
@@ -240,7 +239,7 @@ impl Session {
                     self.backend = None;
                     continue;
                 }
-                Some(code) if is_passing(code) && passing < PASSING_MAX => {
+                Some(code) if is_passing(code) && passing < self.sites.manners.deadlocks.tries() => {
                     passing += 1;
                     sleep(DEADLOCK_PAUSE * passing).await;
                     continue;
@@ -264,7 +263,9 @@ impl Session {
                     Outcome::Sure
                 }
                 Ok(Said { error: Some(code), .. })
-                    if is_passing(code) && passing < PASSING_MAX && shown.is_nothing() =>
+                    if is_passing(code)
+                        && passing < self.sites.manners.deadlocks.tries()
+                        && shown.is_nothing() =>
                 {
                     passing += 1;
                     Outcome::Again
@@ -395,7 +396,7 @@ impl Session {
                 }
                 Ending::Withheld { said, .. }
                     if said.error.is_some_and(is_passing)
-                        && passing < PASSING_MAX
+                        && passing < self.sites.manners.deadlocks.tries()
                         && self.why_not_again(&work).is_none() =>
                 {
                     passing += 1;
@@ -679,6 +680,7 @@ impl Session {
             Ok(whose) => {
                 self.is_foreign = whose == Whose::Foreign;
                 self.shape = backend.shape.clone();
+                self.status = backend.status;
                 self.login = login;
             }
             // The former user goes on, but as new; what else is left is not known.
@@ -712,7 +714,7 @@ async fn change(
         let packet_schema = asked;
         return match backend.change_user(own, &Shape { schema: packet_schema, ..shape.clone() }).await {
             Ok(()) => {
-                arrived.send(&ok_packet(0, Status::AUTOCOMMIT)[HEADER..]).await?;
+                arrived.send(&ok_packet(0, backend.status)[HEADER..]).await?;
                 Ok(Whose::Own)
             }
             Err(OpenError::Refused(error)) => {
