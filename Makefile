@@ -18,7 +18,7 @@ demo: setup ## three virtual servers host a real WordPress: load, scale-out, a d
 	cargo build --release -p kopek -p kopek-tests --bin kopek --bin story
 	$(CARGO_TARGET_DIR)/release/story --story $(STORY)
 
-test: setup lint units e2e ## all tests
+test: setup lint units differential-short e2e ## all tests
 
 setup: ## install the Debian packages that Kopek and its tests use, without starting their daemons
 	@tests/setup.sh
@@ -45,15 +45,19 @@ e2e: ## end-to-end tests on a virtual rack
 # The proxy alone before one server: see tests/differential/fronts.py for how it is called.
 ALONE = $(CARGO_TARGET_DIR)/debug/examples/alone --user root --password ''
 
+# As in production: marked writes, waiting connections, repeated deadlocks.
+ALONE_AS_IN_A_POOL = $(ALONE) --tokens kept --deadlocks repeated --warm 4
+
 differential: setup ## the test suites of MariaDB, PyMySQL and mysql_async, direct and through sql (hours)
 	cargo build -p kopek-sql --example alone
 	tests/differential/run.py --prove
 	tests/differential/run.py --proxy "$(ALONE)" --keep --modes plain ps cursor compress ssl together
+	tests/differential/run.py --proxy "$(ALONE_AS_IN_A_POOL)" --manner pool --keep
 
 differential-short: ## the part of them that leans most on the protocol
 	cargo build -p kopek-sql --example alone
 	python3 -m unittest discover -s tests/differential
-	tests/differential/run.py --proxy "$(ALONE)" --keep --list tests/differential/short.txt
+	tests/differential/run.py --proxy "$(ALONE)" --keep --suites mtr --list tests/differential/short.txt
 
 bench: setup ## speed and size, as ratios taken in one run
 	cargo build --release -p kopek

@@ -1,4 +1,4 @@
-"""Runs the test suites of two MySQL drivers, PyMySQL and mysql_async, against a MariaDB of their own, direct or with
+"""Runs the test suites of three MySQL drivers, the C library, PyMySQL and mysql_async, against a MariaDB of their own, direct or with
 a proxy before it, and gives each test's outcome. Called by run.py."""
 
 import contextlib
@@ -16,6 +16,7 @@ import xml.etree.ElementTree
 from pathlib import Path
 from typing import NamedTuple
 
+import mtr
 from compare import Outcome
 from fronts import Fronts, build_hook
 
@@ -26,10 +27,12 @@ SOURCES = Path("/var/cache/kopek/differential/sources")
 # mtr's keys serve here too: any will do, the drivers are told not to check them.
 KEYS = Path("/usr/share/mysql/mysql-test/std_data")
 START_S = 30
-# Both suites take about 20 seconds. One that hangs is ended.
+# Of the C library's, which take tenths of a second.
+ONE_TEST_S = 30
+# Both other suites take about 20 seconds. One that hangs is ended.
 SUITE_S = 600
 # How each suite speaks. PyMySQL has no compression, and its tests of TLS and authentication want a prepared MySQL 8.
-MODES = {"pymysql": ["plain"], "mysql_async": ["plain", "compress", "ssl"]}
+MODES = {"client": ["plain"], "pymysql": ["plain"], "mysql_async": ["plain", "compress", "ssl"]}
 
 
 class Address(NamedTuple):
@@ -42,7 +45,7 @@ class SuiteMissing(Exception):
 
 
 def version(suite):
-    return pymysql_version() if suite == "pymysql" else mysql_async_version()
+    return SUITES[suite].version()
 
 
 def run(suite, mode, folder, tests, proxy):
@@ -50,8 +53,7 @@ def run(suite, mode, folder, tests, proxy):
     proxies."""
     folder.mkdir(parents=True)
     folder.chmod(0o755)
-    ready = prepare_pymysql(folder) if suite == "pymysql" else build_mysql_async()
-    speak = run_pymysql if suite == "pymysql" else run_mysql_async
+    ready, speak = SUITES[suite].prepare(folder), SUITES[suite].run
     if proxy is None:
         with server(folder, {}) as at:
             return speak(ready, mode, at, tests), []
@@ -118,6 +120,38 @@ def wait_for(socket_path, daemon, log):
 def answers(socket_path):
     ping = ["mariadb-admin", "--no-defaults", f"--socket={socket_path}", "-uroot", "ping"]
     return subprocess.run(ping, capture_output=True, check=False).returncode == 0
+
+
+# --- The C library ---
+
+
+def client_version():
+    return mtr.package_version().replace(":", "_")
+
+
+def prepare_client(folder):
+    """The names of its tests; they are one program, which mtr runs as one test that ends with the first failure."""
+    told = subprocess.run(["mysql_client_test", "--no-defaults", "-T"], capture_output=True, check=True).stdout
+    return folder, [line for line in told.decode().splitlines() if line.startswith("test_")]
+
+
+def run_client(ready, _mode, at, tests):
+    folder, names = ready
+    # As in mtr, where nobody logs in without a name.
+    remove = ["-e", "DELETE FROM mysql.global_priv WHERE User=''; FLUSH PRIVILEGES"]
+    subprocess.run(["mariadb", "--no-defaults", f"--socket={at.socket}", "-uroot", *remove], check=True)
+    command = ["mysql_client_test", "--no-defaults", "--silent", "--host=localhost", f"--socket={at.socket}", "-uroot"]
+    command += [f"--port={at.port}", "--testcase", f"--vardir={folder}"]
+    found = {}
+    for test in tests or names:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            done = subprocess.run([*command, test], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                  check=False, timeout=ONE_TEST_S, env=os.environ | {"MYSQL_TMP_DIR": str(folder)})
+            text = done.stdout.decode(errors="replace")
+            found[test] = Outcome("pass" if done.returncode == 0 else "fail", text if done.returncode else "", 0)
+            continue
+        found[test] = Outcome("fail", "it took too long", 0)
+    return found
 
 
 # --- PyMySQL ---
@@ -188,7 +222,7 @@ def mysql_async_version():
     return next(package["version"] for package in locked["package"] if package["name"] == "mysql_async")
 
 
-def build_mysql_async():
+def build_mysql_async(_folder):
     """The crate's tests as a program, of the source that this workspace is built with. Its own Cargo.lock pins the
     rest."""
     command = ["cargo", "metadata", "--format-version=1", "--locked"]
@@ -239,3 +273,16 @@ def run_mysql_async(program, mode, at, tests):
         elif current is not None:
             current.append(line)
     return {test: Outcome(word, "\n".join(failures.get(test, [])), 0) for test, word in found.items()}
+
+
+class Suite(NamedTuple):
+    version: object
+    prepare: object
+    run: object
+
+
+SUITES = {
+    "client": Suite(client_version, prepare_client, run_client),
+    "pymysql": Suite(pymysql_version, prepare_pymysql, run_pymysql),
+    "mysql_async": Suite(mysql_async_version, build_mysql_async, run_mysql_async),
+}

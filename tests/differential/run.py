@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Runs test suites of others direct against MariaDB and through a proxy, and compares what comes out, test by test:
-MariaDB's own main suite, and those of the drivers PyMySQL and mysql_async. What may differ stands in known.txt with
+MariaDB's own main suite, the C library's tests one by one, and those of the drivers PyMySQL and mysql_async. What may differ stands in known.txt with
 its reason; any other difference is exit code 1. Called by `make test` (short.txt) and `make differential` (all).
 
 The proxy is a command that is run once for each server, with the addresses on which it must listen and where its
@@ -29,7 +29,7 @@ MEMORY = Path("/dev/shm")
 REPEATS = 2
 # What --prove runs: quick tests, in which warnings and affected rows are seen.
 PROOF = ["main.change_user", "main.get_diagnostics", "main.ps_2myisam", "main.warnings"]
-SUITES = ["mtr", "pymysql", "mysql_async"]
+SUITES = ["mtr", "client", "pymysql", "mysql_async"]
 
 
 def main():
@@ -60,6 +60,7 @@ def arguments():
     parser.add_argument("--proxy", metavar="COMMAND", help="the proxy under test; without it: direct outcomes only")
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=SUITES)
     parser.add_argument("--modes", nargs="+", choices=list(mtr.MODES), default=["plain"], help="how mtr speaks")
+    parser.add_argument("--manner", help="a name for how the proxy is run, if that is not as usual: see known.txt")
     parser.add_argument("--tests", nargs="+", metavar="TEST", default=[], help="tests of mtr, instead of all")
     parser.add_argument("--list", type=Path, metavar="FILE", help="tests of mtr, one a line")
     parser.add_argument("--jobs", type=int, default=2)
@@ -76,6 +77,8 @@ def arguments():
 def compared(suite, mode, options, known, folder):
     """Runs one suite in one mode both ways, tells what came out, and whether nothing unknown differs."""
     runs = Runs(suite, mode, options, folder)
+    if options.manner:
+        mode = f"{mode}+{options.manner}"
     # Names chosen by hand are mtr's; the drivers' suites are short and run whole.
     tests = options.tests if suite == "mtr" else []
     if options.proxy is None:
@@ -191,7 +194,7 @@ def shown(outcome):
 
 def prove():
     """The comparison itself: a plain relay shows no difference, each spoiling one shows some."""
-    options = argparse.Namespace(tests=PROOF, minutes=30, jobs=2, fresh=False)
+    options = argparse.Namespace(tests=PROOF, minutes=30, jobs=2, fresh=False, manner=None)
     good = True
     for spoil, must_be_clean in [(None, True), ("warnings", False), ("rows", False)]:
         options.proxy = f"{HERE}/relay.py" + (f" --spoil {spoil}" if spoil else "")

@@ -52,6 +52,11 @@ class TheList(unittest.TestCase):
         self.assertEqual(sorted_out(PASS, fail(""), known, "ssl").listed, [("main.a 'x'", "The reason is given.")])
         self.assertEqual(sorted_out(PASS, fail(""), known, "plain").new, ["main.a 'x'"])
 
+    def test_excuses_by_the_proxy_s_manner_too(self):
+        known = "main.a pool It repeats."
+        self.assertEqual(sorted_out(PASS, fail(""), known, "plain+pool").listed, [("main.a 'x'", "It repeats.")])
+        self.assertEqual(sorted_out(PASS, fail(""), known, "plain").new, ["main.a 'x'"])
+
     def test_excuses_one_combination_alone(self):
         self.assertEqual(sorted_out(PASS, fail(""), "main.a 'y' * Only there.").new, ["main.a 'x'"])
 

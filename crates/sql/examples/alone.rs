@@ -3,7 +3,7 @@
 //!
 //! alone [--listen-socket PATH --member-socket PATH] [--listen-port PORT --member HOST:PORT] --user USER
 //!       --password PASSWORD [--schema NAME] [--tls-certificate FILE --tls-key FILE] [--warm NUMBER]
-//!       [--texts pool] [--tokens kept]
+//!       [--texts pool] [--tokens kept] [--deadlocks repeated]
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use kopek_core::ServerId;
 use kopek_core::desired::Database;
 use kopek_link::{CellAuthority, Csr, Identity};
-use kopek_sql::alone::{Alone, Endpoint, Texts, Tokens, serve};
+use kopek_sql::alone::{Alone, Deadlocks, Endpoint, Manners, Texts, Tokens, serve};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -45,13 +45,14 @@ fn main() -> Result<(), Failure> {
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
-    let texts = if word("texts") == "pool" { Texts::ForPool } else { Texts::AsTheyAre };
-    let tokens = if word("tokens") == "kept" { Tokens::Kept } else { Tokens::None };
-    // None by default: tests count connections and wait until one is gone.
-    let warm_max = given.get("warm").map_or(Ok(0), |number| number.parse())?;
-    serve(Alone { identity: identity()?, tls, account, texts, tokens, warm_max, doors }, || {
-        println!("listening")
-    })?;
+    let manners = Manners {
+        texts: if word("texts") == "pool" { Texts::ForPool } else { Texts::AsTheyAre },
+        tokens: if word("tokens") == "kept" { Tokens::Kept } else { Tokens::None },
+        deadlocks: if word("deadlocks") == "repeated" { Deadlocks::Repeated } else { Deadlocks::Told },
+        // None by default: tests count connections and wait until one is gone.
+        warm_max: given.get("warm").map_or(Ok(0), |number| number.parse())?,
+    };
+    serve(Alone { identity: identity()?, tls, account, manners, doors }, || println!("listening"))?;
     Ok(())
 }
 

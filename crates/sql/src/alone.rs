@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kopek_core::desired::Database;
 use kopek_core::part::{RoutedWriter, SqlPart, SqlSite};
@@ -19,19 +20,33 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
+use tracing::warn;
 
-use crate::backend::Ways;
+use crate::backend::{Backend, Ways};
 use crate::fence::Fences;
 use crate::lease::Lease;
 use crate::listen::{Listener, accept};
+pub use crate::manners::{Deadlocks, Manners, Texts};
 pub use crate::member::Endpoint;
 use crate::member::Reach;
-pub use crate::session::Texts;
-use crate::session::{Bounds, Sites};
+use crate::session::{Bounds, Sites, first_shape};
 use crate::threads::Threads;
 use crate::token::Slots;
 pub use crate::token::Tokens;
+use crate::warm::part_with;
+use crate::writer::{account_of, writer_of};
+
+/// Not for binary logs, and the number is the one that all doors have.
+const TOKEN_TABLE: [&str; 3] = [
+    "SET sql_log_bin=0",
+    "CREATE DATABASE IF NOT EXISTS kopek",
+    "CREATE TABLE IF NOT EXISTS kopek.site_1 \
+     (slot BIGINT UNSIGNED NOT NULL PRIMARY KEY, token BIGINT UNSIGNED NOT NULL) ENGINE=InnoDB",
+];
+/// While a database starts.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 /// What listens where, in front of what.
 pub struct Alone {
@@ -39,10 +54,7 @@ pub struct Alone {
     pub tls: Option<TlsAcceptor>,
     /// The account whose logins are answered here.
     pub account: Database,
-    pub texts: Texts,
-    pub tokens: Tokens,
-    /// Connections that are held open for the next clients: lists of connections show them.
-    pub warm_max: usize,
+    pub manners: Manners,
     /// Pairs of where to listen and which database stands behind it.
     pub doors: Vec<(Endpoint, Endpoint)>,
 }
@@ -51,7 +63,7 @@ pub struct Alone {
 pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async {
-        let Alone { identity, tls, account, texts, tokens, warm_max, doors } = alone;
+        let Alone { identity, tls, account, manners, doors } = alone;
         let site =
             |number: usize| SiteName::parse(&format!("door{number}")).expect("a name of letters and digits");
         let server = ServerId::parse("alone").expect("a name of letters");
@@ -86,7 +98,12 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
             threads: Threads::default(),
         };
         let slots = Slots::new(server, 0);
-        let sites = Sites::with(ways, slots, Bounds::default(), texts, tokens, warm_max);
+        if manners.tokens == Tokens::Kept {
+            for site in sites_of(&ways) {
+                spawn_local(make_token_table(ways.clone(), site));
+            }
+        }
+        let sites = Sites::new(ways, slots, Bounds::default(), manners);
         spawn_local(sites.warm.clone().sweep());
         for (number, (door, _)) in doors.into_iter().enumerate() {
             let listener = match door {
@@ -98,6 +115,29 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
         ready();
         std::future::pending().await
     })
+}
+
+fn sites_of(ways: &Ways) -> Vec<SiteName> {
+    ways.part.borrow().iter().flat_map(|part| part.sites.keys().cloned()).collect()
+}
+
+/// Makes the table that an agent would have made, as soon as the database answers. Until then writes go unmarked.
+async fn make_token_table(ways: Ways, site: SiteName) {
+    let writer = writer_of(&ways.part.borrow(), &site).cloned();
+    let account = account_of(&ways.part.borrow(), &site).cloned();
+    let Some((writer, account)) = writer.zip(account) else { return };
+    let shape = first_shape();
+    loop {
+        if let Ok(mut backend) = Backend::open(&ways, &site, &writer, &account, &shape).await {
+            for statement in TOKEN_TABLE {
+                if let Ok(Some(code)) = backend.query(statement).await.map(|said| said.error) {
+                    warn!(%site, code, "the table of tokens could not be made");
+                }
+            }
+            return part_with(backend);
+        }
+        sleep(TRY_AGAIN_AFTER).await;
+    }
 }
 
 fn open_to_all(path: PathBuf) -> io::Result<UnixListener> {

@@ -15,12 +15,12 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::Following;
 use crate::answer::{Answer, Expected, Next, Said};
-use crate::caps::Caps;
+use crate::caps::{Caps, Status};
 use crate::fence::{Entered, Fences};
 use crate::handshake::{Facts, Greeting, Login, NATIVE, NONCE, native_proof, parse_switch};
 use crate::lease::Lease;
 use crate::member::{Reach, join};
-use crate::packet::{ServerError, command, command_packet, put_packet};
+use crate::packet::{ServerError, command, command_packet, ok_status, put_packet};
 use crate::relay::notice_dead_peers;
 use crate::threads::Threads;
 use crate::wire::Wire;
@@ -67,6 +67,8 @@ pub(crate) struct Backend {
     /// The member's number of this connection: CONNECTION_ID().
     pub(crate) thread: u32,
     pub(crate) shape: Shape,
+    /// As its login ended: whether new sessions commit by themselves is a setting of the member's.
+    pub(crate) status: Status,
     /// Its site's set of waiting ones as it was when this one was last made as new, see `warm`.
     pub(crate) generation: u64,
     nonce: [u8; NONCE],
@@ -98,16 +100,7 @@ impl Backend {
     ) -> Result<Backend, OpenError> {
         let opening = async {
             let mut backend = Backend::greeted(ways, site, writer).await?;
-            let login = Login {
-                caps: shape.caps & backend.facts.caps,
-                max_packet: 1 << 30,
-                collation: shape.collation,
-                user: Bytes::copy_from_slice(account.user.as_bytes()),
-                proof: native_proof(&account.password, &backend.nonce),
-                schema: shape.schema.clone(),
-                plugin: Bytes::from_static(NATIVE),
-                zstd_level: None,
-            };
+            let login = backend.login_of(account, shape);
             backend.send(1, &login.payload()).await?;
             backend.finish_login(account).await?;
             backend.shape = shape.clone();
@@ -140,9 +133,24 @@ impl Backend {
             return Err(ServerError::parse(&payload).map_or(OpenError::Odd("greeting"), OpenError::Refused));
         };
         let Greeting { facts, thread, nonce } = greeting;
-        let (writer, facts) = (writer.clone(), Rc::new(facts));
+        let (writer, status, facts) = (writer.clone(), facts.status, Rc::new(facts));
         let shape = Shape { caps: Caps(0), collation: 0, schema: None };
-        Ok(Backend { wire, writer, facts, thread, shape, generation: 0, nonce, entered })
+        Ok(Backend { wire, writer, facts, thread, shape, status, generation: 0, nonce, entered })
+    }
+
+    /// How the account says who it is, at the beginning and in COM_CHANGE_USER.
+    fn login_of(&self, account: &Database, shape: &Shape) -> Login {
+        Login {
+            caps: shape.caps & self.facts.caps,
+            // No answer is held back for its size; the member's own `max_allowed_packet` limits statements.
+            max_packet: 1 << 30,
+            collation: shape.collation,
+            user: Bytes::copy_from_slice(account.user.as_bytes()),
+            proof: native_proof(&account.password, &self.nonce),
+            schema: shape.schema.clone(),
+            plugin: Bytes::from_static(NATIVE),
+            zstd_level: None,
+        }
     }
 
     /// Reads the member's answer to a login.
@@ -150,7 +158,10 @@ impl Backend {
         loop {
             let (sequence, payload) = self.wire.packet(HANDSHAKE_MAX).await?;
             match payload.first() {
-                Some(0x00) => return Ok(()),
+                Some(0x00) => {
+                    self.status = ok_status(&payload).unwrap_or(self.status);
+                    return Ok(());
+                }
                 Some(0xfe) => {
                     let (plugin, nonce) = parse_switch(&payload).ok_or(OpenError::Odd("switch"))?;
                     if plugin != NATIVE {
@@ -168,16 +179,7 @@ impl Backend {
 
     /// As new again, with another shape's schema and collation; the capabilities cannot change.
     pub(crate) async fn change_user(&mut self, account: &Database, shape: &Shape) -> Result<(), OpenError> {
-        let login = Login {
-            caps: shape.caps,
-            max_packet: 1 << 30,
-            collation: shape.collation,
-            user: Bytes::copy_from_slice(account.user.as_bytes()),
-            proof: native_proof(&account.password, &self.nonce),
-            schema: shape.schema.clone(),
-            plugin: Bytes::from_static(NATIVE),
-            zstd_level: None,
-        };
+        let login = self.login_of(account, shape);
         let changing = async {
             let packet = command_packet(command::CHANGE_USER, &login.change_payload());
             self.wire.send(&packet).await?;

@@ -29,6 +29,8 @@ impl Caps {
     pub(crate) const PLUGIN_AUTH: Caps = Caps(1 << 19);
     pub(crate) const CONNECT_ATTRS: Caps = Caps(1 << 20);
     pub(crate) const PLUGIN_AUTH_LENENC: Caps = Caps(1 << 21);
+    /// Such a client may log in with an expired password, to set another one.
+    pub(crate) const EXPIRED_PASSWORDS: Caps = Caps(1 << 22);
     pub(crate) const SESSION_TRACK: Caps = Caps(1 << 23);
     pub(crate) const DEPRECATE_EOF: Caps = Caps(1 << 24);
     /// Compression by zstd (MySQL 8.0.18); the level follows in the client's answer.
@@ -51,6 +53,7 @@ impl Caps {
             | Caps::MULTI_STATEMENTS.0
             | Caps::MULTI_RESULTS.0
             | Caps::PS_MULTI_RESULTS.0
+            | Caps::EXPIRED_PASSWORDS.0
             | Caps::SESSION_TRACK.0
             | Caps::DEPRECATE_EOF.0
             | Caps::BULK.0

@@ -1,6 +1,9 @@
 //! The compressed protocol on a client's connection: frames of three bytes of compressed length, a sequence
 //! number, three bytes of plain length (0: not compressed), and what they hold. Packets lie in frames as they
-//! come, across their borders too. Source: MariaDB's "Protocol: Compression" page, MySQL's "Compressed Packet".
+//! come, across their borders too. A packet that begins a frame and ends in it has the frame's number, the others
+//! go on from there: a member numbers so after each flush, and drivers count on it between two results (mysql_async)
+//! or do not look (the C library, mysqlnd). Source: MariaDB's "Protocol: Compression" page, MySQL's "Compressed
+//! Packet".
 //!
 //! Promise: whatever a frame says of its lengths, no more of it is held than what was asked for and the window
 //! of its compression. Frames are unpacked as they arrive and are read.
@@ -14,6 +17,8 @@ use flate2::read::ZlibEncoder;
 use flate2::{Compression, Decompress, FlushDecompress, Status};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
+
+use crate::packet::{HEADER, header};
 
 const FRAME_HEADER: usize = 7;
 /// MySQL's MIN_COMPRESS_LENGTH: what is shorter only grows.
@@ -173,12 +178,61 @@ pub(crate) struct Compressed<S> {
     frame: Option<Frame>,
     /// A frame on its way out.
     out: BytesMut,
+    numbering: Numbering,
+}
+
+/// Where in the packets the bytes that go out are.
+#[derive(Default)]
+struct Numbering {
+    /// The header of the packet that is being written, as far as it went out.
+    header: [u8; HEADER],
+    header_seen: usize,
+    body_left: usize,
+    next: u8,
+}
+
+impl Numbering {
+    /// Renumbers the packets that begin in a frame.
+    fn renumber(&mut self, frame: u8, plain: &mut [u8]) {
+        let is_at_border = self.header_seen == 0 && self.body_left == 0;
+        if is_at_border && header(plain).is_some_and(|(length, _)| HEADER + length <= plain.len()) {
+            self.next = frame;
+        }
+        let mut at = 0;
+        while at < plain.len() {
+            if self.body_left > 0 {
+                let passing = self.body_left.min(plain.len() - at);
+                self.body_left -= passing;
+                at += passing;
+                continue;
+            }
+            if self.header_seen == HEADER - 1 {
+                plain[at] = self.next;
+                self.next = self.next.wrapping_add(1);
+            }
+            self.header[self.header_seen] = plain[at];
+            self.header_seen += 1;
+            at += 1;
+            if self.header_seen == HEADER {
+                let (length, _) = header(&self.header).expect("a header is whole");
+                (self.header_seen, self.body_left) = (0, length);
+            }
+        }
+    }
 }
 
 impl<S> Compressed<S> {
     pub(crate) fn new(stream: S, method: Method) -> Compressed<S> {
         let empty = BytesMut::new;
-        Compressed { stream, method, sequence: 0, packed: empty(), frame: None, out: empty() }
+        Compressed {
+            stream,
+            method,
+            sequence: 0,
+            packed: empty(),
+            frame: None,
+            out: empty(),
+            numbering: Numbering::default(),
+        }
     }
 
     /// Begins the next frame, if the one before is over and the header is there.
@@ -194,6 +248,7 @@ impl<S> Compressed<S> {
             let (packed, plain) = (number(0), number(4));
             // A client begins each command anew; our answer goes on from its number.
             self.sequence = head[3].wrapping_add(1);
+            self.numbering.next = self.sequence;
             self.packed.advance(FRAME_HEADER);
             let opener = if plain == 0 { None } else { Some(self.method.opener()?) };
             self.frame = Some(Frame { packed, plain, opener, is_odd: false });
@@ -255,13 +310,14 @@ impl<S: AsyncWrite + Unpin> Compressed<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Compressed<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_out(cx))?;
-        let plain = &buf[..buf.len().min(FRAME)];
-        let packed = if plain.len() < WORTH_IT { None } else { Some(self.method.pack(plain)?) };
+        let mut plain = buf[..buf.len().min(FRAME)].to_vec();
+        let sequence = self.sequence;
+        self.numbering.renumber(sequence, &mut plain);
+        let packed = if plain.len() < WORTH_IT { None } else { Some(self.method.pack(&plain)?) };
         let (body, length) = match &packed {
             Some(packed) if packed.len() < plain.len() => (&packed[..], plain.len()),
-            _ => (plain, 0),
+            _ => (&plain[..], 0),
         };
-        let sequence = self.sequence;
         self.out.put_uint_le(body.len() as u64, 3);
         self.out.put_u8(sequence);
         self.out.put_uint_le(length as u64, 3);
@@ -296,10 +352,12 @@ mod tests {
         for method in [Method::Zlib, Method::Zstd { level: 3 }] {
             let (near, far) = duplex(1 << 12);
             let (mut near, mut far) = (Compressed::new(near, method), Compressed::new(far, method));
-            let bytes: Vec<u8> = (0..300_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+            let body: Vec<u8> = (0..300_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+            // One packet each, so that no number but the first one's changes.
+            let bytes = [&(body.len() as u32).to_le_bytes()[..], &body].concat();
             let sent = bytes.clone();
             let sending = tokio::spawn(async move {
-                near.write_all(b"short").await.unwrap();
+                near.write_all(b"\x01\0\0\0s").await.unwrap();
                 near.write_all(&sent).await.unwrap();
                 near.flush().await.unwrap();
                 near.shutdown().await.unwrap();
@@ -307,7 +365,27 @@ mod tests {
             let mut read = Vec::new();
             far.read_to_end(&mut read).await.unwrap();
             sending.await.unwrap();
-            assert!(read == [b"short", &bytes[..]].concat());
+            let mut expected = [b"\x01\0\0\0s", &bytes[..]].concat();
+            // It follows, for it does not end in the second frame.
+            expected[5 + 3] = 1;
+            assert!(read == expected);
+        }
+    }
+
+    #[test]
+    fn a_packet_that_begins_and_ends_in_a_frame_has_its_number() {
+        let packets = |numbers: [u8; 3]| {
+            numbers.iter().flat_map(|number| [2, 0, 0, *number, b'x', b'x']).collect::<Vec<u8>>()
+        };
+        for cut in 1..18 {
+            let mut numbering = Numbering { next: 3, ..Numbering::default() };
+            let mut frame = packets([7, 8, 9]);
+            let (one, other) = frame.split_at_mut(cut);
+            numbering.renumber(3, one);
+            numbering.renumber(4, other);
+            // Cut between the second and the third: that one begins the second frame.
+            let expected = if cut == 12 { packets([3, 4, 4]) } else { packets([3, 4, 5]) };
+            assert_eq!(frame, expected, "cut at {cut}");
         }
     }
 

@@ -81,26 +81,26 @@ pub fn commands(input: &[u8]) {
     assert_eq!(expected.next(), None, "a whole command was not seen");
 }
 
-/// A client's file: all of it is passed on, up to the empty packet and not further.
+/// A client's file: all of it is passed on, numbered for the member, up to the empty packet and not further.
 pub fn file(input: &[u8]) {
     let mut choices = Choices(input);
     let pieces = choices.pieces();
     let stream = choices.0.to_vec();
-    let mut at = 0;
+    let (mut at, mut sequence, mut numbered) = (0, 1u8, stream.clone());
     let end = loop {
-        let Some((length, _)) = header(&stream[at..]) else { break None };
+        let Some((length, _)) = stream.get(at..).and_then(header) else { break None };
+        sequence = sequence.wrapping_add(1);
+        numbered[at + HEADER - 1] = sequence;
         at += HEADER + length;
-        match length {
-            0 => break Some(at),
-            _ if at > stream.len() => break None,
-            _ => {}
+        if length == 0 {
+            break Some(at);
         }
     };
     let (mut client, member) = (Wire::new(Pieces::new(stream.clone(), pieces)), Sink::default());
-    let outcome = ready(inbox::pass_file(&mut client, &mut Wire::new(member.clone())));
+    let outcome = ready(inbox::pass_file(&mut client, &mut Wire::new(member.clone()), 1));
     let sent = member.0.lock().expect("nobody panics with it");
     assert_eq!(outcome.is_ok(), end.is_some());
-    assert!(end.is_none_or(|end| sent.len() == end) && stream.starts_with(&sent));
+    assert!(end.is_none_or(|end| sent.len() == end) && numbered.starts_with(&sent));
 }
 
 /// Compressed frames, in whatever pieces they come: the same bytes or the same end, and what was packed by us is

@@ -30,6 +30,7 @@ mod inbox;
 mod lease;
 mod listen;
 mod login;
+mod manners;
 mod member;
 mod meter;
 mod metrics;

@@ -15,7 +15,7 @@ use crate::compress::{Compressed, Method};
 use crate::handshake::{
     Facts, Greeting, LOGIN_FIXED, Login, NATIVE, SHA2, new_nonce, parse_switch, proves, switch_payload,
 };
-use crate::packet::{ServerError, command, command_packet, put_packet};
+use crate::packet::{ServerError, command, command_packet, ok_status, put_packet};
 use crate::wire::{Resumed, Wire};
 
 /// `connect_timeout` of MariaDB.
@@ -33,6 +33,8 @@ pub(crate) enum LoginError {
     TooMany,
     #[error("access denied for {user:?}")]
     Denied { user: String },
+    #[error("the member turns {user:?} away with error {code}")]
+    TurnedAway { user: String, code: u16 },
 }
 
 /// A client that has said who it is.
@@ -139,6 +141,13 @@ impl Arrived {
         Ok(())
     }
 
+    /// Tells it why the member takes nobody, and gives what is to be logged.
+    pub(crate) async fn turned_away(&mut self, error: &ServerError) -> Result<LoginError, LoginError> {
+        self.refuse(error).await?;
+        let user = String::from_utf8_lossy(&self.login.user).into_owned();
+        Ok(LoginError::TurnedAway { user, code: error.code })
+    }
+
     /// Lets the member itself judge who this is. It asks by the account's own plugin, with a nonce of its own.
     pub(crate) async fn relay_to(&mut self, member: &mut Backend) -> Result<(), LoginError> {
         let login = Login { caps: self.login.caps & member.facts.caps, ..self.without_proof() };
@@ -171,7 +180,10 @@ impl Arrived {
             }
             self.send(&payload).await?;
             match payload.first() {
-                Some(0x00) => return Ok(()),
+                Some(0x00) => {
+                    member.status = ok_status(&payload).unwrap_or(member.status);
+                    return Ok(());
+                }
                 Some(0xff) => {
                     let user = String::from_utf8_lossy(&self.login.user).into_owned();
                     return Err(LoginError::Denied { user });

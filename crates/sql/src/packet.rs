@@ -108,6 +108,16 @@ pub(crate) fn ok_packet(sequence: u8, status: Status) -> BytesMut {
     out
 }
 
+/// The status in an OK packet's payload.
+pub(crate) fn ok_status(payload: &[u8]) -> Option<Status> {
+    let mut rest = Reader::new(payload);
+    rest.u8()?;
+    // Affected rows and insert id.
+    rest.lenenc()?;
+    rest.lenenc()?;
+    rest.u16().map(Status)
+}
+
 /// A length-encoded integer.
 pub(crate) fn put_lenenc(out: &mut BytesMut, value: u64) {
     match value {
@@ -203,6 +213,13 @@ mod tests {
         let early = error.packet_before_greeting();
         assert_eq!(ServerError::parse(&early[HEADER..]).unwrap().text, "Access denied");
         assert_eq!(ServerError::parse(&[0]), None);
+    }
+
+    #[test]
+    fn the_status_of_an_ok_packet_is_read_behind_its_numbers() {
+        assert_eq!(ok_status(&ok_packet(1, Status::AUTOCOMMIT)[HEADER..]), Some(Status::AUTOCOMMIT));
+        assert_eq!(ok_status(&[0, 0xfc, 1, 1, 7, 3, 0, 0, 0]), Some(Status(3)));
+        assert_eq!(ok_status(&[0, 0]), None);
     }
 
     #[test]

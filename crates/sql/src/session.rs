@@ -32,10 +32,12 @@ use crate::handshake::Login;
 use crate::inbox;
 use crate::login::LoginError;
 use crate::meter::Client;
+use crate::opening::CATCH_UP;
 use crate::packet::ServerError;
 use crate::threads::Given;
 use crate::token::{Presence, Slot};
 use crate::transaction::Transaction;
+use crate::warm::part_with;
 use crate::wire::Wire;
 use crate::writer::{is_same, news, writer_of};
 
@@ -51,7 +53,6 @@ pub(crate) use repeat::without_status;
 mod sites;
 
 pub(crate) use begin::first_shape;
-pub use sites::Texts;
 pub(crate) use sites::{Bounds, EACH_SITE_MAX, Sites};
 
 /// A new writer is there in 1 to 3 s; PHP scripts may run for 30 s.
@@ -62,6 +63,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(20);
 const REFUSED_LIMIT: Duration = Duration::from_secs(2);
 /// A planned move of a writer lets transactions end for so long; then they are repeated on the new one.
 const GRACE: Duration = Duration::from_millis(50);
+/// A member that lives answers in milliseconds, under load in some tens; one that died refuses at once.
+const LIFE_SIGN_LIMIT: Duration = Duration::from_millis(300);
 /// Like MariaDB's `net_write_timeout`: a client that reads nothing for so long is given up.
 const CLIENT_STALL: Duration = Duration::from_secs(60);
 
@@ -146,7 +149,12 @@ pub(crate) async fn serve(sites: Rc<Sites>, client: Wire, site: SiteName) {
         Err(LoginError::TooMany) => return debug!(%site, "a client was turned away by the site's limit"),
         Err(error) => return info!(%site, %error, "login failed"),
     };
-    match session.run().await {
+    let ended = session.run().await;
+    if ended.is_err() {
+        // In the middle of something: nobody else can use it, and to the member it ends as the client did.
+        session.backend = None;
+    }
+    match ended {
         Ok(()) => {}
         Err(End::Client(error)) => debug!(%site, %error, "a client left"),
         Err(End::ClosedByMember) => debug!(%site, "the member closed a connection"),
@@ -219,8 +227,10 @@ impl Session {
         if let Err(error) = self.client.end().await {
             debug!(site = %self.site, %error, "the client did not wait for the end");
         }
-        if let Some(backend) = self.backend.take().filter(|_| !self.is_foreign) {
-            self.sites.warm.give_back(&self.site, backend, self.carry.left());
+        match self.backend.take() {
+            Some(backend) if self.is_foreign => part_with(backend),
+            Some(backend) => self.sites.warm.give_back(&self.site, backend, self.carry.left()),
+            None => {}
         }
     }
 
@@ -275,22 +285,27 @@ impl Session {
         self.carry.stuck().or(self.transaction.spoiled().filter(|_| self.transaction.is_open))
     }
 
-    /// The member closed the connection between two commands: it died, or it wanted this connection to end (KILL,
-    /// `wait_timeout`). It lives if it greets another connection with a higher number.
+    /// The member closed the connection between two commands.
     async fn member_ended(&mut self) -> Result<(), End> {
         let Some(old) = self.backend.take() else { return Ok(()) };
-        if self.why_bound().is_some() {
-            return Err(End::ClosedByMember);
-        }
-        let ways = &self.sites.ways;
-        let is_current = self.sites.writer(&self.site).is_some_and(|writer| is_same(&writer, &old.writer));
-        if is_current
-            && let Ok(Ok(newer)) = timeout(GRACE, Backend::greeted(ways, &self.site, &old.writer)).await
-            && newer.thread > old.thread
-        {
+        if self.why_bound().is_some() || self.lives_on_without(&old).await {
             return Err(End::ClosedByMember);
         }
         Ok(())
+    }
+
+    /// Whether the member wanted this connection to end (KILL, `wait_timeout`), and did not die: it serves another
+    /// connection with a higher number, and is still in its group.
+    async fn lives_on_without(&self, old: &Backend) -> bool {
+        let is_current = self.sites.writer(&self.site).is_some_and(|writer| is_same(&writer, &old.writer));
+        let Some((_, account)) = self.sites.account(&self.site).filter(|_| is_current) else { return false };
+        let ways = &self.sites.ways;
+        let asking = async {
+            let mut newer = Backend::open(ways, &self.site, &old.writer, &account, &old.shape).await?;
+            let said = newer.query(CATCH_UP).await?;
+            Ok::<bool, OpenError>(newer.thread > old.thread && said.error.is_none())
+        };
+        matches!(timeout(LIFE_SIGN_LIMIT, asking).await, Ok(Ok(true)))
     }
 
     /// A member says something unasked only before it closes a connection.

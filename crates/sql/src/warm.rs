@@ -13,11 +13,12 @@ use std::time::Duration;
 use kopek_core::SiteName;
 use kopek_core::part::RoutedWriter;
 use tokio::task::spawn_local;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, interval, timeout};
 use tracing::debug;
 
 use crate::backend::{Backend, OpenError, Shape, Ways};
 use crate::handshake::Facts;
+use crate::packet::{command, command_packet};
 use crate::writer::{account_of, is_same, writer_of};
 
 /// Waiting at most, for each site and worker: as many as a busy web server's workers would take within one
@@ -25,6 +26,8 @@ use crate::writer::{account_of, is_same, writer_of};
 pub(crate) const WARM_MAX: usize = 16;
 /// Then it is closed, but for the last of a site: somebody who comes once a minute finds it warm.
 const WAITS_AT_MOST: Duration = Duration::from_secs(60);
+/// Of a packet of five bytes, which a member that is gone may not take.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(5);
 
 pub(crate) struct Warm {
@@ -71,7 +74,7 @@ impl Warm {
     pub(crate) fn forget(&self, site: &SiteName) {
         if let Some(set) = self.sites.borrow_mut().get_mut(site) {
             set.generation += 1;
-            set.waiting.clear();
+            set.waiting.drain(..).for_each(|waiting| part_with(waiting.backend));
         }
     }
 
@@ -168,8 +171,8 @@ impl Warm {
     /// Takes a client's backend back. It is cleaned in the background, while nobody waits for it.
     pub(crate) fn give_back(self: &Rc<Self>, site: &SiteName, mut backend: Backend, left: Left) {
         let (warm, site) = (self.clone(), site.clone());
-        if !self.is_current(&site, &backend) || left == Left::Unknown {
-            return;
+        if !self.is_current(&site, &backend) || left == Left::Unknown || self.max == 0 {
+            return part_with(backend);
         }
         spawn_local(async move {
             backend.generation = warm.generation(&site);
@@ -197,13 +200,15 @@ impl Warm {
     /// Lets a clean backend wait for the next client.
     pub(crate) fn keep(&self, site: &SiteName, backend: Backend) {
         if !self.is_current(site, &backend) {
-            return;
+            return part_with(backend);
         }
         let mut sites = self.sites.borrow_mut();
         let set = sites.entry(site.clone()).or_default();
         set.facts = Some(backend.facts.clone());
         if set.waiting.len() < self.max && set.generation == backend.generation {
             set.waiting.push(Waiting { backend, since: Instant::now() });
+        } else {
+            part_with(backend);
         }
     }
 
@@ -229,9 +234,20 @@ impl Warm {
                         && waiting.backend.wire.is_quiet()
                 });
                 let last = set.waiting.last().map(|waiting| waiting.since);
-                set.waiting
-                    .retain(|waiting| waiting.since.elapsed() < WAITS_AT_MOST || Some(waiting.since) == last);
+                let is_old = |waiting: &mut Waiting| {
+                    waiting.since.elapsed() >= WAITS_AT_MOST && Some(waiting.since) != last
+                };
+                set.waiting.extract_if(.., is_old).for_each(|waiting| part_with(waiting.backend));
             }
         }
     }
+}
+
+/// Says goodbye, in the background: a connection that only ends is an aborted one to the member, which counts it
+/// and writes a warning to its log.
+pub(crate) fn part_with(mut backend: Backend) {
+    spawn_local(async move {
+        let goodbye = command_packet(command::QUIT, b"");
+        let _ = timeout(GOODBYE_LIMIT, backend.wire.send(&goodbye)).await;
+    });
 }

@@ -15,6 +15,7 @@ use tracing::error;
 use crate::backend::Ways;
 use crate::lease;
 use crate::listen::{Share, keep_listeners};
+use crate::manners::Manners;
 use crate::session::{Bounds, Sites};
 use crate::status::Question;
 use crate::token::Slots;
@@ -60,7 +61,7 @@ pub(crate) fn start(ways: &Ways, server: &ServerId) -> io::Result<Workers> {
                 if number == 0 {
                     spawn_local(lease::keep(ways.clone()));
                 }
-                let sites = Sites::new(ways, Slots::new(server, number), bounds);
+                let sites = Sites::new(ways, Slots::new(server, number), bounds, Manners::OF_A_POOL);
                 spawn_local(sites.warm.clone().sweep());
                 spawn_local(sites.meters.clone().follow());
                 let meters = sites.meters.clone();

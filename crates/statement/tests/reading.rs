@@ -232,10 +232,7 @@ fn tables_become_innodb_and_have_a_key() {
         ("CREATE TABLE t (LIKE u)", "as it is".to_owned()),
         ("CREATE TABLE t (SELECT 1)", format!("CREATE TABLE t ({}) ENGINE=InnoDB (SELECT 1)", &ROW[2..])),
         ("CREATE TEMPORARY TABLE t (a INT)", "CREATE TEMPORARY TABLE t (a INT) ENGINE=InnoDB".to_owned()),
-        (
-            "CREATE TEMPORARY TABLE t SELECT 1",
-            "CREATE TEMPORARY TABLE t ENGINE=InnoDB SELECT 1".to_owned(),
-        ),
+        ("CREATE TEMPORARY TABLE t SELECT 1", "CREATE TEMPORARY TABLE t ENGINE=InnoDB SELECT 1".to_owned()),
         (
             "CREATE TABLE t (a INT KEY) PARTITION BY HASH (a) (PARTITION p ENGINE=MEMORY)",
             "CREATE TABLE t (a INT KEY) PARTITION BY HASH (a) (PARTITION p ENGINE=InnoDB)".to_owned(),

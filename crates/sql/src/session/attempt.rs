@@ -3,6 +3,7 @@
 //! Promise: the client never sees bytes of two different answers to one command. What it has seen of an answer
 //! is hashed; a repetition passes those bytes over if they are the same, and ends the session if not.
 
+use std::io::ErrorKind;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::interrupt::{Interrupt, TOO_LONG, tell_too_long};
 use super::{CLIENT_STALL, End, GRACE, Session, WAIT_LIMIT, until};
 use crate::answer::{Answer, Expected, Next, Said};
-use crate::caps::Status;
+use crate::caps::{Caps, Status};
 use crate::inbox;
 use crate::transaction::Seen;
 use crate::wire::Wire;
@@ -21,6 +22,9 @@ use crate::writer::writer_of;
 
 /// Held back at most; an answer to a write is some bytes, but for RETURNING.
 const HELD_MAX: usize = 1 << 20;
+
+/// Of further commands that a client sends before it has the answer; the rest waits in its socket.
+const AHEAD_MAX: usize = 64 << 10;
 
 /// How a try ended.
 pub(super) enum Ending {
@@ -120,6 +124,13 @@ pub(super) fn is_leaving(code: u16) -> bool {
     matches!(code, 1047 | 1053 | 1180)
 }
 
+/// Errors by which a member refuses an account or its schema. Others are about the member's own state, such as too
+/// many connections (1040), and no other way to log in helps.
+pub(super) fn is_of_account(code: u16) -> bool {
+    // Denied for the schema, denied, unknown schema, host not allowed, denied without a password.
+    matches!(code, 1044 | 1045 | 1049 | 1130 | 1698)
+}
+
 impl Session {
     /// Of the site's own statements; another account's could not be interrupted by the site's.
     fn longest_query(&self, expected: Expected) -> Option<Duration> {
@@ -128,17 +139,37 @@ impl Session {
         limit.filter(|_| is_statement && !self.is_foreign)
     }
 
-    /// Passes one answer from the member on. Nothing is read ahead of it.
+    /// Passes one answer from the member on. Nothing is read ahead of it. A statement whose connection was killed
+    /// is no lost one: it must not be repeated.
     pub(super) async fn pass_answer(
         &mut self,
         expected: Expected,
         withhold: Withhold,
         shown: &mut Shown,
     ) -> Result<Ending, End> {
+        if let Some(ending) = self.pass_unless_closed(expected, withhold, shown).await? {
+            return Ok(ending);
+        }
+        match self.backend.take() {
+            Some(old) if self.lives_on_without(&old).await => Err(End::ClosedByMember),
+            _ => Ok(Ending::Broke),
+        }
+    }
+
+    /// `None`: the member closed the connection in good order. (Through the relay of another server's `sql`, TLS
+    /// tells that from a relay that died.)
+    async fn pass_unless_closed(
+        &mut self,
+        expected: Expected,
+        withhold: Withhold,
+        shown: &mut Shown,
+    ) -> Result<Option<Ending>, End> {
         let part = self.sites.part();
         let longest = self.longest_query(expected);
-        let Session { client, backend, site, sites, metered, .. } = self;
-        let Some(backend) = backend else { return Ok(Ending::Lost) };
+        let Session { client, backend, site, sites, metered, login, .. } = self;
+        let Some(backend) = backend else { return Ok(Some(Ending::Lost)) };
+        // What is read from a compressing client numbers our next frames.
+        let watches_client = !login.caps.has(Caps::COMPRESS) && !login.caps.has(Caps::ZSTD);
         let mut interrupt = Interrupt::new(longest, backend);
         let mut answer = Answer::new(expected, backend.shape.caps);
         let was = (backend.writer.server.clone(), backend.writer.epoch);
@@ -160,8 +191,8 @@ impl Session {
             {
                 tokio::select! {
                     () = lease.valid() => {}
-                    () = &mut relieved, if leave_at.is_none() => return Ok(Ending::Lost),
-                    () = sleep(WAIT_LIMIT) => return Ok(Ending::Lost),
+                    () = &mut relieved, if leave_at.is_none() => return Ok(Some(Ending::Lost)),
+                    () = sleep(WAIT_LIMIT) => return Ok(Some(Ending::Lost)),
                 }
             }
             let passing_error = next == Next::Done
@@ -194,12 +225,12 @@ impl Session {
             }
             match next {
                 Next::Done if holds || passing_error => {
-                    return Ok(Ending::Withheld { answer: held, said });
+                    return Ok(Some(Ending::Withheld { answer: held, said }));
                 }
-                Next::Done => return Ok(Ending::Answered(said)),
+                Next::Done => return Ok(Some(Ending::Answered(said))),
                 Next::WantsFile => {
-                    if inbox::pass_file(client, member).await? != inbox::Passed::Whole {
-                        return Ok(Ending::Lost);
+                    if inbox::pass_file(client, member, answer.sequence()).await? != inbox::Passed::Whole {
+                        return Ok(Some(Ending::Lost));
                     }
                     continue;
                 }
@@ -208,18 +239,26 @@ impl Session {
             tokio::select! {
                 biased;
                 read = member.fill() => match read {
-                    Ok(0) | Err(_) => return Ok(Ending::Broke),
+                    Ok(0) => return Ok(None),
+                    Err(_) => return Ok(Some(Ending::Broke)),
                     Ok(_) => {}
+                },
+                // Who leaves takes the statement along, as the member would notice by itself (in SLEEP(), GET_LOCK()).
+                // A write of which we hold the answer is finished: it would be rolled back without our COMMIT.
+                read = client.fill(), if watches_client && !holds && client.input.len() < AHEAD_MAX => match read {
+                    Ok(0) => return Err(End::Client(ErrorKind::UnexpectedEof.into())),
+                    Ok(_) => {}
+                    Err(error) => return Err(End::Client(error)),
                 },
                 () = &mut relieved, if leave_at.is_none() => {
                     // A former writer that lives may finish what it does.
                     let now = writer_of(&part.borrow(), site).and_then(|writer| writer.former.clone());
                     if now.is_none_or(|former| (former.server, former.epoch) != was) {
-                        return Ok(Ending::Lost);
+                        return Ok(Some(Ending::Lost));
                     }
                     leave_at = Some(Instant::now() + GRACE);
                 }
-                () = until(leave_at), if leave_at.is_some() => return Ok(Ending::Lost),
+                () = until(leave_at), if leave_at.is_some() => return Ok(Some(Ending::Lost)),
                 () = interrupt.due(), if interrupt.waits() => interrupt.send(&sites.warm, site),
             }
         }

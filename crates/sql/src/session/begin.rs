@@ -78,13 +78,15 @@ impl Session {
             match open_now(&sites, &site, &shape).await {
                 Ok(opened) => backend = opened,
                 // The account is not any more what the agent knows: the member says in its words what is wrong.
-                Err(_refused) => is_own = false,
+                Err(refused) if attempt::is_of_account(refused.code) => is_own = false,
+                Err(refused) => return Err(arrived.turned_away(&refused).await?),
             }
         }
         if !is_own {
             backend = Some(log_in_foreign(&sites, &site, &mut arrived).await?);
         }
-        let tokens = sites.tokens.presence();
+        let tokens = sites.manners.tokens.presence();
+        let status = backend.as_ref().map_or(facts.status, |backend| backend.status);
         let mut session = Session {
             nonce: arrived.nonce,
             given: Given::new(sites.ways.threads.clone(), site.clone(), thread),
@@ -97,7 +99,7 @@ impl Session {
             shape,
             is_foreign: !is_own,
             backend,
-            status: facts.status,
+            status,
             carry: Carry::default(),
             transaction: Transaction::default(),
             slot: None,
@@ -116,7 +118,7 @@ impl Session {
                     user: String::from_utf8_lossy(&session.login.user).into_owned(),
                 });
             }
-            arrived.wire.send(&ok_packet(arrived.sequence, facts.status)).await?;
+            arrived.wire.send(&ok_packet(arrived.sequence, status)).await?;
         }
         let (client, login) = arrived.compressed();
         (session.client, session.login) = (client, login);
@@ -195,8 +197,8 @@ async fn first_facts(
     }
 }
 
-/// A backend for a client that logs in, if that does not mean to wait for a writer. An error: the member refuses
-/// the account, and did so for longer than it takes to make one.
+/// A backend for a client that logs in, if that does not mean to wait for a writer. An error: the member refuses,
+/// and if it is for the account, it did so for longer than it takes to make one.
 async fn open_now(sites: &Rc<Sites>, site: &SiteName, shape: &Shape) -> Result<Option<Backend>, ServerError> {
     let Some(writer) = sites.writer(site) else { return Ok(None) };
     if !sites.openings.is_open(site, &writer) {
@@ -204,12 +206,13 @@ async fn open_now(sites: &Rc<Sites>, site: &SiteName, shape: &Shape) -> Result<O
     }
     let opening = async {
         match sites.warm.take(site, &writer, shape).await {
-            Err(OpenError::Refused(error)) if !attempt::is_leaving(error.code) => {
+            Err(OpenError::Refused(error)) if attempt::is_of_account(error.code) => {
                 match find_backend(sites, site, shape).await {
                     Err(End::Refused(error)) => Err(error),
                     found => Ok(found.ok()),
                 }
             }
+            Err(OpenError::Refused(error)) if !attempt::is_leaving(error.code) => Err(error),
             taken => Ok(taken.ok()),
         }
     };
@@ -224,17 +227,23 @@ async fn log_in_foreign(
 ) -> Result<Backend, LoginError> {
     let opening = async {
         loop {
-            if let Some(writer) = sites.writer(site)
-                && let Ok(backend) = Backend::greeted(&sites.ways, site, &writer).await
-            {
-                return backend;
+            if let Some(writer) = sites.writer(site) {
+                match Backend::greeted(&sites.ways, site, &writer).await {
+                    Ok(backend) => return Ok(backend),
+                    Err(OpenError::Refused(error)) if !attempt::is_leaving(error.code) => return Err(error),
+                    Err(_) => {}
+                }
             }
             sleep(RETRY_AFTER).await;
         }
     };
-    let mut backend = timeout(REFUSED_LIMIT, opening).await.map_err(|_| LoginError::Late)?;
-    arrived.relay_to(&mut backend).await?;
-    Ok(backend)
+    match timeout(REFUSED_LIMIT, opening).await.map_err(|_| LoginError::Late)? {
+        Ok(mut backend) => {
+            arrived.relay_to(&mut backend).await?;
+            Ok(backend)
+        }
+        Err(refused) => Err(arrived.turned_away(&refused).await?),
+    }
 }
 
 /// What the names of a site's locks begin with. Nobody else can say it: locks are one set for the whole member, and

@@ -39,6 +39,7 @@ impl Session {
             Ok(whose) => {
                 self.is_foreign = whose == Whose::Foreign;
                 self.shape = backend.shape.clone();
+                self.status = backend.status;
                 self.login = login;
             }
             // The former user goes on, but as new; what else is left is not known.
@@ -72,7 +73,7 @@ async fn change(
         let packet_schema = asked;
         return match backend.change_user(own, &Shape { schema: packet_schema, ..shape.clone() }).await {
             Ok(()) => {
-                arrived.send(&ok_packet(0, Status::AUTOCOMMIT)[HEADER..]).await?;
+                arrived.send(&ok_packet(0, backend.status)[HEADER..]).await?;
                 Ok(Whose::Own)
             }
             Err(OpenError::Refused(error)) => {

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use super::attempt::{Ending, Shown, Withhold, is_passing};
 use super::change::Looked;
 use super::repeat::{Fate, Former};
-use super::{CLIENT_STALL, End, Flow, Session, Texts};
+use super::{CLIENT_STALL, End, Flow, Session};
 use crate::answer::{Answer, Expected, Said};
 use crate::backend::HANDSHAKE_MAX;
 use crate::caps::Status;
@@ -25,6 +25,7 @@ use crate::carry::statement_id;
 use crate::effect::{Effect, PLAIN, Repeat, SCHEMA, Stays, UNKNOWN, effect_of};
 use crate::forbidden::forbidden;
 use crate::inbox::{self, Command, Passed};
+use crate::manners::Texts;
 use crate::packet::{HEADER, ServerError, command, command_packet, ok_packet};
 use crate::threads::killing_actual;
 use crate::token::Token;
@@ -34,9 +35,7 @@ mod keep;
 mod note;
 mod write_alone;
 
-/// A transaction that fails by others' deadlocks is done again so often.
-const PASSING_MAX: u32 = 5;
-/// Nor is anything repeated more often than this after lost writers.
+/// Nothing is repeated more often than this after lost writers.
 const TRIES_MAX: u32 = 20;
 /// Members that may break off while they execute the same command, before it is not sent to another one: it may be
 /// what ends them, and MySQL too would end only once.
@@ -188,7 +187,7 @@ impl Session {
             Some(rows) if reading.marks.contains(Marks::ROW_COUNT) => {
                 with_row_count(text, self.dialect(), rows)
             }
-            _ if self.sites.texts == Texts::AsTheyAre => None,
+            _ if self.sites.manners.texts == Texts::AsTheyAre => None,
             _ => adapted(text, reading, self.dialect(), &self.lock_prefix),
         };
         let other = other.filter(|other| other.len() < inbox::WHOLE_MAX)?;
@@ -266,7 +265,7 @@ impl Session {
                 }
                 Ending::Withheld { said, .. }
                     if said.error.is_some_and(is_passing)
-                        && passing < PASSING_MAX
+                        && passing < self.sites.manners.deadlocks.tries()
                         && self.why_not_again(work).is_none() =>
                 {
                     passing += 1;

@@ -10,11 +10,12 @@ use crate::Following;
 use crate::backend::Ways;
 use crate::barrier::FilesBarrier;
 use crate::budget::Budgets;
+use crate::manners::Manners;
 use crate::meter::Meters;
 use crate::opening::Openings;
 use crate::place::Places;
-use crate::token::{Slots, Tokens};
-use crate::warm::{WARM_MAX, Warm};
+use crate::token::Slots;
+use crate::warm::Warm;
 use crate::writer::{account_of, writer_of};
 
 /// Connections of one site through this server. A web server's default is 150 workers; jobs and a second
@@ -32,8 +33,7 @@ pub(crate) struct Sites {
     pub(super) bounds: Bounds,
     pub(super) slots: Rc<Slots>,
     pub(super) barrier: FilesBarrier,
-    pub(super) texts: Texts,
-    pub(super) tokens: Tokens,
+    pub(super) manners: Manners,
 }
 
 /// What a site may have of this server, whichever worker it comes to. Cheap to clone; clones count together.
@@ -51,32 +51,12 @@ impl Default for Bounds {
     }
 }
 
-/// What becomes of statements that a pool cannot take as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Texts {
-    /// They are adapted.
-    ForPool,
-    /// They stay: there is no pool (`alone`).
-    AsTheyAre,
-}
-
 impl Sites {
-    pub(crate) fn new(ways: Ways, slots: Rc<Slots>, bounds: Bounds) -> Rc<Sites> {
-        Sites::with(ways, slots, bounds, Texts::ForPool, Tokens::Kept, WARM_MAX)
-    }
-
-    pub(crate) fn with(
-        ways: Ways,
-        slots: Rc<Slots>,
-        bounds: Bounds,
-        texts: Texts,
-        tokens: Tokens,
-        warm_max: usize,
-    ) -> Rc<Sites> {
-        let warm = Warm::new(ways.clone(), warm_max);
+    pub(crate) fn new(ways: Ways, slots: Rc<Slots>, bounds: Bounds, manners: Manners) -> Rc<Sites> {
+        let warm = Warm::new(ways.clone(), manners.warm_max);
         let openings = Openings::new(ways.clone(), warm.clone());
         let meters = Meters::new(ways.part.clone(), bounds.budgets.clone());
-        Rc::new(Sites { ways, warm, openings, meters, bounds, slots, barrier: FilesBarrier, texts, tokens })
+        Rc::new(Sites { ways, warm, openings, meters, bounds, slots, barrier: FilesBarrier, manners })
     }
 
     pub(super) fn part(&self) -> Following {

@@ -2,7 +2,7 @@
 
 use tokio::time::timeout;
 
-use crate::ground::{Cell, Member, SOON, Server, answer_of, client, client_command};
+use crate::ground::{Cell, Member, SOON, Server, answer_of, client, client_command, long_statement, until};
 
 async fn site_of(member: &Member) -> (Cell, Server, std::path::PathBuf) {
     let cell = Cell::new();
@@ -103,4 +103,45 @@ async fn a_packet_of_more_than_sixteen_mebibytes_passes_both_ways() {
     let mut command = client_command(&socket, "blog", &format!("source {}", script.display()));
     let answer = answer_of(timeout(SOON, command.output()).await.unwrap().unwrap()).unwrap();
     assert!(answer.starts_with("20000000\tyyy") && answer.len() == 20_000_009, "{} bytes", answer.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_whose_connection_is_killed_is_not_begun_again() {
+    let member = Member::new("m1").await;
+    let (_cell, _s1, socket) = site_of(&member).await;
+    let session = long_statement(&socket);
+    until("the statement runs", async || member.sleepers_of("blog").await == "1").await;
+    let number = "SELECT id FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP%'";
+    let number = client(&socket, "blog", number).await.unwrap();
+    client(&socket, "blog", &format!("KILL {number}")).await.unwrap();
+    let ended = answer_of(timeout(SOON, session.wait_with_output()).await.expect("it ends").unwrap());
+    assert!(ended.as_ref().is_err_and(|complaint| complaint.contains("Lost connection")), "{ended:?}");
+    assert_eq!(member.sleepers_of("blog").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_too_many_connections_says_so_to_the_one_who_logs_in() {
+    let member = Member::new("m1").await;
+    let (_cell, _s1, socket) = site_of(&member).await;
+    client(&socket, "blog", "SELECT 1").await.unwrap();
+    member.root("SET GLOBAL max_connections = 10").await;
+    let mut taken = Vec::new();
+    until("one too many is turned away", async || {
+        taken.push(long_statement(&socket));
+        let refused = client(&socket, "blog", "SELECT 1").await;
+        refused
+            .is_err_and(|complaint| complaint.contains("1040") && complaint.contains("Too many connections"))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_takes_its_statement_along() {
+    let member = Member::new("m1").await;
+    let (_cell, _s1, socket) = site_of(&member).await;
+    let mut session = long_statement(&socket);
+    until("the statement runs", async || member.sleepers_of("blog").await == "1").await;
+    session.kill().await.unwrap();
+    until("the statement ends", async || member.sleepers_of("blog").await == "0").await;
+    assert_eq!(client(&socket, "blog", "SELECT 5").await.unwrap(), "5");
 }

@@ -6,7 +6,7 @@ use bytes::{BufMut, BytesMut};
 use tokio::time::sleep;
 use tracing::debug;
 
-use super::{BROKE, BROKE_MAX, DEADLOCK_PAUSE, PASSING_MAX, TRIES_MAX, Work, lost, opens_cursor};
+use super::{BROKE, BROKE_MAX, DEADLOCK_PAUSE, TRIES_MAX, Work, lost, opens_cursor};
 use crate::answer::{Expected, Said};
 use crate::backend::{Backend, HANDSHAKE_MAX};
 use crate::caps::Status;
@@ -65,7 +65,7 @@ impl Session {
                     self.backend = None;
                     continue;
                 }
-                Some(code) if is_passing(code) && passing < PASSING_MAX => {
+                Some(code) if is_passing(code) && passing < self.sites.manners.deadlocks.tries() => {
                     passing += 1;
                     sleep(DEADLOCK_PAUSE * passing).await;
                     continue;
@@ -89,7 +89,9 @@ impl Session {
                     Outcome::Sure
                 }
                 Ok((_, Said { error: Some(code), .. }))
-                    if is_passing(code) && passing < PASSING_MAX && shown.is_nothing() =>
+                    if is_passing(code)
+                        && passing < self.sites.manners.deadlocks.tries()
+                        && shown.is_nothing() =>
                 {
                     passing += 1;
                     Outcome::Again
