@@ -152,6 +152,12 @@ impl Home {
              maximum-max_heap_table_size=64M\n\
              maximum-tmp_table_size=64M\n\
              maximum-group_concat_max_len=64M\n\
+             # Of the disk, for what does not fit in memory.\n\
+             tmp_disk_table_size=4G\n\
+             maximum-tmp_disk_table_size=4G\n\
+             innodb_temp_data_file_path=ibtmp1:12M:autoextend:max:4G\n\
+             # Of all sites together: a worker of one that forgets to close its own must not use them up.\n\
+             max_prepared_stmt_count=262144\n\
              innodb_buffer_pool_size={buffer}\n\
              innodb_log_file_size=64M\n\
              # With 0, acknowledged commits were lost when all members died at once.\n\
