@@ -253,7 +253,7 @@ impl Answer {
         let mut rest = Reader::new(head);
         rest.u8();
         self.said.affected = rest.lenenc().unwrap_or(0);
-        self.said.changed += self.said.affected;
+        self.said.changed = self.said.changed.saturating_add(self.said.affected);
         self.said.insert_id = rest.lenenc().unwrap_or(0);
         self.said.status = rest.u16().map(Status).or(self.said.status);
         self.said.warnings = rest.u16().unwrap_or(0);

@@ -175,7 +175,7 @@ impl Meter {
         counts.bytes_in += answered.bytes.received;
         counts.bytes_out += answered.bytes.sent;
         counts.rows_sent += answered.rows;
-        counts.rows_changed += answered.changed;
+        counts.rows_changed = counts.rows_changed.saturating_add(answered.changed);
         counts.errors += u64::from(answered.error.is_some());
         match answered.class {
             Some(Class::Read) => counts.reads += 1,
