@@ -21,10 +21,8 @@
 //! in CREATE TABLE and its key in ALTER TABLE, as phpMyAdmin writes it, is left as it is. In a partitioned table
 //! (`partition.rs`) the key is a UNIQUE one of the same name, which holds the partition's columns too.
 //!
-//! TEMPORARY tables do not replicate and need no key, but a member that refuses other engines (so that no session's
-//! default brings one in) refuses theirs too: of these only the engine changes.
-//!
 //! Left alone:
+//! - TEMPORARY tables, which do not replicate.
 //! - CREATE TABLE … LIKE: the original has its engine and its key, unless it is a temporary table.
 //! - Partitioned tables whose partitioning columns may be NULL or are not in the text.
 //! - ALTER TABLE … DROP PRIMARY KEY, also of a column that was the key: ALTER TABLE is executed by each member on
@@ -47,12 +45,11 @@ pub fn table_edits(statement: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
     let statement = behind_set_statement(statement);
     let Some(table) = statement.iter().take(8).position(|token| token.word == Word::Table) else { return };
     let head = &statement[..table];
-    let rows = match head.iter().any(|token| token.word == Word::Temporary) {
-        true => Rows::OfSession,
-        false => Rows::OfPool,
-    };
+    if head.iter().any(|token| token.word == Word::Temporary) {
+        return;
+    }
     match head.first().map(|token| token.word) {
-        Some(Word::Create) => create(&statement[table + 1..], rows, text, edits),
+        Some(Word::Create) => create(&statement[table + 1..], text, edits),
         Some(Word::Alter) => alter(&statement[table + 1..], text, edits),
         _ => {}
     }
@@ -72,15 +69,8 @@ fn behind_set_statement(statement: &[Token]) -> &[Token] {
     end.map_or(statement, |end| &statement[end + 1..])
 }
 
-/// Who has a table's rows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Rows {
-    OfPool,
-    OfSession,
-}
-
 /// Behind CREATE TABLE.
-fn create(tokens: &[Token], rows: Rows, text: &[u8], edits: &mut Vec<Edit>) {
+fn create(tokens: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
     let is_exists = |token: &&Token| matches!(token.word, Word::If | Word::Not | Word::Exists);
     let skipped = tokens.iter().take_while(is_exists).count();
     let name = tokens[skipped..].iter().take_while(|token| token.is_name() && token.word != Word::Like);
@@ -107,7 +97,7 @@ fn create(tokens: &[Token], rows: Rows, text: &[u8], edits: &mut Vec<Edit>) {
             && engine != Engine::Other
             && let Some(name) = tokens[..at].last()
         {
-            if !is_partitioned && rows == Rows::OfPool {
+            if !is_partitioned {
                 edits.push(Edit::insert(name.end, format!(" ({ROW_COLUMN} PRIMARY KEY)")));
             }
             name_engine(engine, name.end, edits);
@@ -115,8 +105,7 @@ fn create(tokens: &[Token], rows: Rows, text: &[u8], edits: &mut Vec<Edit>) {
         return;
     };
     let columns = Columns::of(inner, text);
-    let gets_key = rows == Rows::OfPool
-        && engine != Engine::Other
+    let gets_key = engine != Engine::Other
         && !columns.has_row_key()
         && !columns.names.iter().any(|name| name == ROW_KEY_NAME);
     if gets_key && is_partitioned {

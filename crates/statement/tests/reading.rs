@@ -231,16 +231,7 @@ fn tables_become_innodb_and_have_a_key() {
         ("CREATE TABLE t LIKE u", "as it is".to_owned()),
         ("CREATE TABLE t (LIKE u)", "as it is".to_owned()),
         ("CREATE TABLE t (SELECT 1)", format!("CREATE TABLE t ({}) ENGINE=InnoDB (SELECT 1)", &ROW[2..])),
-        ("CREATE TEMPORARY TABLE t (a INT)", "CREATE TEMPORARY TABLE t (a INT) ENGINE=InnoDB".to_owned()),
-        ("CREATE TEMPORARY TABLE t SELECT 1", "CREATE TEMPORARY TABLE t ENGINE=InnoDB SELECT 1".to_owned()),
-        (
-            "CREATE TABLE t (a INT KEY) PARTITION BY HASH (a) (PARTITION p ENGINE=MEMORY)",
-            "CREATE TABLE t (a INT KEY) PARTITION BY HASH (a) (PARTITION p ENGINE=InnoDB)".to_owned(),
-        ),
-        (
-            "CREATE TEMPORARY TABLE t (a INT) ENGINE=MEMORY",
-            "CREATE TEMPORARY TABLE t (a INT) ENGINE=InnoDB".to_owned(),
-        ),
+        ("CREATE TEMPORARY TABLE t (a INT) ENGINE=MEMORY", "as it is".to_owned()),
         ("CREATE SEQUENCE t", "as it is".to_owned()),
         ("ALTER TABLE t ENGINE=MyISAM TRANSACTIONAL ADD PRIMARY KEY (a)", "as it is".to_owned()),
         ("ALTER TABLE t ENGINE=MyISAM", "ALTER TABLE t ENGINE=InnoDB".to_owned()),

@@ -135,9 +135,6 @@ impl Home {
              collation_server=utf8mb4_general_ci\n\
              performance_schema=OFF\n\
              default_storage_engine=InnoDB\n\
-             # A session can choose another one as its default, in which rows would be on one member only; the next\n\
-             # statement that moves them into InnoDB puts this member out of the group.\n\
-             enforce_storage_engine=InnoDB\n\
              # The others apply a session's DDL under these and not under its own settings: they must take\n\
              # whatever any session may, or they have no table for its rows.\n\
              innodb_strict_mode=OFF\n\
