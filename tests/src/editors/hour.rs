@@ -96,7 +96,8 @@ async fn unseen_errors(rack: &Rack) -> Result<Vec<String>> {
     let wiki = rack.run(&["site", "exec", WIKI, "--", "sh", "-c", mediawiki::TOLD]).await?;
     let blog = rack.run(&["site", "logs", BLOG]).await?;
     let blog = blog.lines().filter(|line| line.contains("WordPress database error"));
-    let wiki = wiki.lines().filter(|line| ["Error", "Exception"].iter().any(|word| line.contains(word)));
+    // The rest are backtraces.
+    let wiki = wiki.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_alphanumeric()));
     Ok(blog.chain(wiki).map(|line| line.chars().take(600).collect()).collect())
 }
 
@@ -169,7 +170,7 @@ async fn install_wiki(
     let (settings, struck) = tokio::join!(mediawiki::make_tables(&mut owner), strikes.strike(WIKI));
     struck?;
     let tree = folder.join("mediawiki");
-    fs::write(tree.join("LocalSettings.php"), settings? + mediawiki::TELLING)?;
+    fs::write(tree.join("LocalSettings.php"), settings? + mediawiki::OWN_SETTINGS)?;
     let tree = tree.to_string_lossy();
     strikes.rack().run(&["site", "deploy", WIKI, "--from", &tree, "--wait"]).await?;
     owner.page("/index.php?title=Main_Page").await?;
