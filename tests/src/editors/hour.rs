@@ -45,9 +45,8 @@ pub async fn run(rack: &Rack, seed: u64, length: Length) -> Result<Seen> {
     let began = Instant::now();
     let told = |what: &str| println!("{:>6.1} s  {what}", began.elapsed().as_secs_f64());
     strikes.whole().await?;
-    let blog = create_blog(rack).await?;
     let wiki_tree = tempfile::tempdir()?;
-    let wiki = create_wiki(rack, wiki_tree.path()).await?;
+    let (blog, wiki) = tokio::try_join!(create_blog(rack), create_wiki(rack, wiki_tree.path()))?;
     told("two sites are there, their installers wait");
     install_blog(&mut strikes, &blog, &tally).await?;
     told("WordPress is installed, by its web installer");
