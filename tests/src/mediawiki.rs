@@ -53,8 +53,10 @@ pub struct Database<'a> {
     pub password: &'a str,
 }
 
-/// So that an error page says which error it is, and that errors after an answer was given are known too.
-pub const TELLING: &str = "
+/// What the owner adds: Debian's own default for the cache lies outside the tree; an error page is to say which error it
+/// is, and errors after an answer was given are to be known too.
+pub const OWN_SETTINGS: &str = "
+$wgCacheDirectory = \"$IP/cache\";
 $wgShowExceptionDetails = true;
 $wgDBerrorLog = \"$IP/cache/database.log\";
 $wgDebugLogGroups['exception'] = \"$IP/cache/exceptions.log\";

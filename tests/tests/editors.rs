@@ -4,7 +4,7 @@
 use kopek_tests::editors::hour::{self, Length};
 use kopek_tests::rack::Rack;
 
-const FAULTS: usize = 3;
+const FAULTS: usize = 2;
 const SEED: u64 = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -109,6 +109,8 @@ impl Blogger {
     }
 
     pub async fn log_in(&mut self) -> Result<()> {
+        // As on another device.
+        self.reader = self.reader.stranger();
         self.reader.page("/wp-login.php").await?;
         let fields = [("log", USER), ("pwd", PASSWORD), ("wp-submit", "Log In"), ("testcookie", "1")];
         self.reader.post("/wp-login.php", &fields, &[302]).await?;

@@ -45,9 +45,8 @@ pub async fn run(rack: &Rack, seed: u64, length: Length) -> Result<Seen> {
     let began = Instant::now();
     let told = |what: &str| println!("{:>6.1} s  {what}", began.elapsed().as_secs_f64());
     strikes.whole().await?;
-    let blog = create_blog(rack).await?;
     let wiki_tree = tempfile::tempdir()?;
-    let wiki = create_wiki(rack, wiki_tree.path()).await?;
+    let (blog, wiki) = tokio::try_join!(create_blog(rack), create_wiki(rack, wiki_tree.path()))?;
     told("two sites are there, their installers wait");
     install_blog(&mut strikes, &blog, &tally).await?;
     told("WordPress is installed, by its web installer");
@@ -96,7 +95,8 @@ async fn unseen_errors(rack: &Rack) -> Result<Vec<String>> {
     let wiki = rack.run(&["site", "exec", WIKI, "--", "sh", "-c", mediawiki::TOLD]).await?;
     let blog = rack.run(&["site", "logs", BLOG]).await?;
     let blog = blog.lines().filter(|line| line.contains("WordPress database error"));
-    let wiki = wiki.lines().filter(|line| ["Error", "Exception"].iter().any(|word| line.contains(word)));
+    // The rest are backtraces.
+    let wiki = wiki.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_alphanumeric()));
     Ok(blog.chain(wiki).map(|line| line.chars().take(600).collect()).collect())
 }
 
@@ -169,7 +169,7 @@ async fn install_wiki(
     let (settings, struck) = tokio::join!(mediawiki::make_tables(&mut owner), strikes.strike(WIKI));
     struck?;
     let tree = folder.join("mediawiki");
-    fs::write(tree.join("LocalSettings.php"), settings? + mediawiki::TELLING)?;
+    fs::write(tree.join("LocalSettings.php"), settings? + mediawiki::OWN_SETTINGS)?;
     let tree = tree.to_string_lossy();
     strikes.rack().run(&["site", "deploy", WIKI, "--from", &tree, "--wait"]).await?;
     owner.page("/index.php?title=Main_Page").await?;

@@ -111,6 +111,8 @@ impl Wikian {
     }
 
     pub async fn log_in(&mut self) -> Result<()> {
+        // As on another device.
+        self.reader = self.reader.stranger();
         let path = "/index.php?title=Special:UserLogin";
         let page = self.reader.page(path).await?;
         let token = field(&page, "wpLoginToken").context("the login page has no token")?;
@@ -168,7 +170,8 @@ impl Wikian {
 
     /// Through the page's form, as a person does; `with` as the link leads there.
     async fn save(&mut self, page: &mut Page, text: String, with: &[(&str, &str)]) -> Result<()> {
-        let asked = [&[("title", &*page.title), ("action", "edit")], with].concat();
+        let at = page.at();
+        let asked = [&[("title", &*at), ("action", "edit")], with].concat();
         let html = self.reader.page(&format!("/index.php?{}", query(&asked))).await?;
         let shown = text_area(&html).context("the page to edit has no text area")?;
         // What an undo leads to is given; else it is what was saved last.
@@ -179,7 +182,7 @@ impl Wikian {
         ensure!(!hidden.is_empty(), "the page to edit has no form");
         let mut fields: Vec<(&str, &str)> = hidden.iter().map(|(name, value)| (&**name, &**value)).collect();
         fields.extend([("wpTextbox1", &*text), ("wpSummary", &*summary), ("wpSave", "Save page")]);
-        let path = format!("/index.php?{}", query(&[("title", &page.title), ("action", "submit")]));
+        let path = format!("/index.php?{}", query(&[("title", &at), ("action", "submit")]));
         self.reader.post(&path, &fields, &[302]).await?;
         self.saved(page, summary, text);
         Ok(())
@@ -222,13 +225,14 @@ impl Wikian {
     }
 
     async fn history(&mut self, page: &Page) -> Result<String> {
-        let asked = [("title", &*page.title), ("action", "history")];
+        let at = page.at();
+        let asked = [("title", &*at), ("action", "history")];
         self.reader.page(&format!("/index.php?{}", query(&asked))).await
     }
 
     async fn move_page(&mut self, mut page: Page) -> Result<Page> {
         let to = format!("{} on", page.title);
-        let path = format!("/index.php?{}", query(&[("title", &format!("Special:MovePage/{}", page.title))]));
+        let path = format!("/index.php?{}", query(&[("title", &format!("Special:MovePage/{}", page.at()))]));
         let token = field(&self.reader.page(&path).await?, "wpEditToken").context("no token to move")?;
         let reason = format!("edit {} of {}", page.revisions.len(), page.word);
         let fields = [
@@ -281,7 +285,9 @@ impl Wikian {
     }
 
     async fn raw(&mut self, title: &str) -> Result<String> {
-        self.reader.page(&format!("/index.php?{}", query(&[("title", title), ("action", "raw")]))).await
+        self.reader
+            .page(&format!("/index.php?{}", query(&[("title", &title.replace(' ', "_")), ("action", "raw")])))
+            .await
     }
 
     async fn search(&mut self, page: &Page) -> Result<()> {
@@ -298,7 +304,7 @@ impl Wikian {
     /// As a visitor who is nobody's friend: the page, then its history.
     async fn look(&mut self, page: &Page) -> Result<()> {
         let mut visitor = self.reader.stranger();
-        let html = visitor.page(&format!("/index.php?{}", query(&[("title", &page.title)]))).await?;
+        let html = visitor.page(&format!("/index.php?{}", query(&[("title", &page.at())]))).await?;
         ensure!(html.contains(&page.word), "a visitor does not see {}", page.title);
         let history = self.history(page).await?;
         let last = page.revisions.last().map_or("", |revision| &revision.summary);
@@ -335,6 +341,11 @@ impl Wikian {
 }
 
 impl Page {
+    /// As addresses have it; other ones are answered with a redirect.
+    fn at(&self) -> String {
+        self.title.replace(' ', "_")
+    }
+
     fn text(&self) -> &str {
         self.revisions.last().map_or("", |revision| &revision.text)
     }
