@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kopek_core::assign::{assignments, routes, with_generation};
-use kopek_core::assignment::Assignment;
+use kopek_core::assignment::{AssignedMember, Assignment};
 use kopek_core::check::{Violation, check, check_change};
 use kopek_core::desired::{Desired, Standing};
 use kopek_core::observed::{Observed, Report, Seen};
 use kopek_core::part::Route;
 use kopek_core::placement::Placed;
 use kopek_core::plan::{Blocked, Plan, apply, plan};
-use kopek_core::{Digest, InstanceId, Load, Moment, ServerId, SiteName};
+use kopek_core::{Digest, InstanceId, Load, Moment, PoolName, ServerId, SiteName};
 
 use crate::chance::Chance;
 use crate::machine::{Machine, Power};
@@ -42,7 +42,7 @@ pub struct Cell {
     pub written: BTreeMap<ServerId, Assignment>,
     pub routes: BTreeMap<SiteName, Route>,
     pub machines: BTreeMap<ServerId, Machine>,
-    pub pool: Pool,
+    pub pools: BTreeMap<PoolName, Pool>,
     pub controller: Option<Controller>,
     no_controller_since: Moment,
     /// Work that visitors bring to each site: a load of 1,000 keeps one process busy.
@@ -73,7 +73,7 @@ impl Cell {
             written: BTreeMap::new(),
             routes: BTreeMap::new(),
             machines,
-            pool: Pool::default(),
+            pools: BTreeMap::new(),
             controller: None,
             no_controller_since: Moment(0),
             demand: BTreeMap::new(),
@@ -96,7 +96,9 @@ impl Cell {
         self.observe();
         self.control();
         self.write();
-        assert!(self.pool.broken.is_empty(), "{}\n{}", self.log.join("\n"), self.pool.broken.join("\n"));
+        let broken: Vec<&str> =
+            self.pools.values().flat_map(|pool| &pool.broken).map(String::as_str).collect();
+        assert!(broken.is_empty(), "{}\n{}", self.log.join("\n"), broken.join("\n"));
     }
 
     pub fn run_ms(&mut self, millis: u64) {
@@ -146,7 +148,7 @@ impl Cell {
     fn stop(&mut self, name: &str, power: Power, how: &str) {
         self.say(format!("** {name} {how}"));
         self.machine(name).stop(power);
-        self.pool.kill(&rack::server(name));
+        self.pools.values_mut().for_each(|pool| pool.kill(&rack::server(name)));
     }
 
     pub fn boot(&mut self, name: &str) {
@@ -238,12 +240,18 @@ impl Cell {
                 if machine.confirmed
                     && let Some(assignment) = machine.assignment.clone()
                 {
-                    self.pool.obey(name, &assignment, now.0);
+                    let assigned = assignment.member.as_ref();
+                    if let Some(AssignedMember { pool, .. }) = assigned {
+                        self.pools.entry(pool.clone()).or_insert_with(|| Pool::new(pool.clone()));
+                    }
+                    self.pools.values_mut().for_each(|pool| pool.obey(name, assigned, now.0));
                 }
             }
         }
         let machines = &self.machines;
-        self.pool.pass(now.0, |name| machines.get(name).is_some_and(Machine::is_reachable));
+        for pool in self.pools.values_mut() {
+            pool.pass(now.0, |name| machines.get(name).is_some_and(Machine::is_reachable));
+        }
         self.bring_load();
     }
 
@@ -278,7 +286,7 @@ impl Cell {
             if !machine.is_reachable() || !self.desired.servers.contains_key(name) {
                 continue;
             }
-            let report = machine.report(self.pool.seen(name), self.now);
+            let report = machine.report(self.pools.values().find_map(|pool| pool.seen(name)), self.now);
             let due = self.now.0 - machine.reported_at >= REPORT_MS;
             let changed = machine.reported.as_ref().is_none_or(|last| !says_the_same(last, &report));
             if due || changed {

@@ -215,7 +215,7 @@ impl Machine {
             member,
             edge: Health::Well,
             vips: self.vips.iter().copied().collect(),
-            disk_free: Bytes::mib(1_000),
+            disk_free: Bytes::mib(100_000),
             memory_free: Bytes::mib(1_000),
         }
     }

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kopek_core::assignment::{Assignment, Start};
+use kopek_core::assignment::{AssignedMember, Start};
 use kopek_core::observed::{MemberState, Position, SeenMember};
-use kopek_core::{Bytes, Moment, ServerId};
+use kopek_core::{Bytes, Moment, PoolName, ServerId};
 
 /// Recovery, group start: measured 0.3 s.
 const START_MS: u64 = 300;
@@ -50,9 +50,10 @@ pub struct Member {
     told: (MemberState, Moment),
 }
 
-/// All databases of a cell and the one truth about the group.
-#[derive(Debug, Clone, Default)]
+/// All databases of a pool and the one truth about the group.
+#[derive(Debug, Clone)]
 pub struct Pool {
+    name: PoolName,
     pub members: BTreeMap<ServerId, Member>,
     /// The last primary component.
     view: BTreeSet<ServerId>,
@@ -63,6 +64,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    pub fn new(name: PoolName) -> Pool {
+        let (members, view, broken) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        Pool { name, members, view, groups_made: 0, seqno: 0, broken }
+    }
+
     /// The server's database process dies; its disk stays.
     pub fn kill(&mut self, server: &ServerId) {
         if let Some(member) = self.members.get_mut(server) {
@@ -70,10 +76,10 @@ impl Pool {
         }
     }
 
-    /// What the agent on a server does about its member. `assignment` is one that it read from the store
-    /// since it booted: what it has on disk may be about a start long past.
-    pub fn obey(&mut self, server: &ServerId, assignment: &Assignment, now: u64) {
-        let Some(assigned) = &assignment.member else {
+    /// What the agent on a server does about its member. It read `assigned` from the store since it booted: what
+    /// it has on disk may be about a start long past. A member of another pool is none of this one.
+    pub fn obey(&mut self, server: &ServerId, assigned: Option<&AssignedMember>, now: u64) {
+        let Some(assigned) = assigned.filter(|member| member.pool == self.name) else {
             if self.members.remove(server).is_some() {
                 self.view.remove(server); // left in order: does not count as lost
             }
@@ -170,7 +176,7 @@ impl Pool {
         }
         if member.disk.seqno < 0 {
             self.groups_made += 1;
-            member.disk = Position { group: format!("group-{}", self.groups_made), seqno: 0 };
+            member.disk = Position { group: format!("{}-group-{}", self.name, self.groups_made), seqno: 0 };
         }
         member.process = Process::Synced;
         self.seqno = member.disk.seqno;
@@ -199,6 +205,15 @@ impl Pool {
         let position = Some(member.disk.clone());
         let group = if member.process == Process::Synced { self.view.clone() } else { BTreeSet::new() };
         let (databases, disk) = (Vec::new(), Bytes(0));
-        Some(SeenMember { state, since, group_size, group, position, databases, disk })
+        Some(SeenMember {
+            pool: self.name.clone(),
+            state,
+            since,
+            group_size,
+            group,
+            position,
+            databases,
+            disk,
+        })
     }
 }

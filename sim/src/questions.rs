@@ -1,12 +1,13 @@
 //! What tests ask a simulated cell.
 
 use kopek_core::desired::Standing;
-use kopek_core::observed::{MemberState, Phase, Report};
-use kopek_core::placement::{PlacedVip, Stage};
+use kopek_core::observed::{MemberState, Phase, Report, SeenMember};
+use kopek_core::placement::{PlacedVip, PoolPlacement, Stage};
 use kopek_core::plan::{Blocked, Step, is_converged, plan};
-use kopek_core::{InstanceId, ServerId};
+use kopek_core::{InstanceId, PoolName, ServerId};
 
 use crate::cell::Cell;
+use crate::pool::Pool;
 use crate::rack;
 
 impl Cell {
@@ -35,6 +36,20 @@ impl Cell {
     pub fn writer(&self, site: &str) -> Option<&str> {
         let placement = self.placed.sites.get(&rack::site(site))?;
         placement.writer.as_ref().map(|writer| writer.server.as_str())
+    }
+
+    /// The server's database as it is.
+    pub fn member(&self, server: &ServerId) -> Option<SeenMember> {
+        self.pools.values().find_map(|pool| pool.seen(server))
+    }
+
+    /// The first pool as it is placed; tests change it and see what is planned then.
+    pub fn pool1(&mut self) -> &mut PoolPlacement {
+        self.placed.pools.entry(PoolName::first()).or_default()
+    }
+
+    pub fn pool_serves(&self, pool: &PoolName) -> bool {
+        self.pools.get(pool).is_some_and(Pool::is_in_service)
     }
 
     pub fn instance_on(&self, site: &str, name: &str) -> Option<InstanceId> {
@@ -81,15 +96,15 @@ impl Cell {
             if serving < open || open < site.min || serving != placement.instances.len() {
                 troubles.push(format!("{name}: {serving} serve of {open}, at least {}", site.min));
             }
-            let writer = placement.writer.as_ref().and_then(|w| self.pool.seen(&w.server));
+            let writer = placement.writer.as_ref().and_then(|w| self.member(&w.server));
             let synced = writer.is_some_and(|m| m.state == MemberState::Synced);
             if site.database.is_some() && !synced {
                 troubles.push(format!("{name}: its writer is not in service"));
             }
         }
         troubles.extend(self.vip_troubles());
-        for member in &self.placed.pool.members {
-            let seen = self.pool.seen(member);
+        for member in self.placed.pools.values().flat_map(|pool| &pool.members) {
+            let seen = self.member(member);
             if seen.is_none_or(|m| m.state != MemberState::Synced) {
                 troubles.push(format!("pool member {member} is not synced"));
             }

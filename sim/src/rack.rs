@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use kopek_core::desired::{
-    Cell as Settings, Database, Desired, Image, Limits, Policy, Server, Site, Standing,
+    Cell as Settings, Database, Desired, Image, Limits, Policy, Pool, Server, Site, Standing,
 };
-use kopek_core::{Bytes, Digest, Domain, ImageName, Moment, ServerId, SiteName};
+use kopek_core::{Bytes, Digest, Domain, ImageName, Moment, PoolName, ServerId, SiteName};
 
 use crate::cell::Cell;
 
@@ -68,6 +68,22 @@ impl Rack {
         self
     }
 
+    /// Another pool that begins on these servers.
+    pub fn pool_on(mut self, name: &str, servers: &[&str]) -> Rack {
+        let name = pool(name);
+        let servers: BTreeSet<ServerId> = servers.iter().map(|name| server(name)).collect();
+        let entry = Pool { name: name.clone(), size: servers.len(), servers, created: Moment(0) };
+        self.desired.pools.insert(name, entry);
+        self
+    }
+
+    /// A site with its database on this pool.
+    pub fn site_on(self, pool_name: &str, name: &str) -> Rack {
+        let mut rack = self.site(name, 1);
+        rack.desired.sites.get_mut(&site(name)).expect("it was just made").pool = pool(pool_name);
+        rack
+    }
+
     pub fn seed(mut self, seed: u64) -> Rack {
         self.seed = seed;
         self
@@ -91,6 +107,7 @@ pub fn site_document(name: &str, number: u32, min: usize, max: usize, created: M
             user: name.to_owned(),
             password: "secret".to_owned(),
         }),
+        pool: PoolName::first(),
         min,
         max,
         policy: Policy::default(),
@@ -102,6 +119,10 @@ pub fn site_document(name: &str, number: u32, min: usize, max: usize, created: M
 
 pub fn server(name: &str) -> ServerId {
     ServerId::parse(name).expect("tests name servers by labels")
+}
+
+pub fn pool(name: &str) -> PoolName {
+    PoolName::parse(name).expect("tests name pools by labels")
 }
 
 pub fn site(name: &str) -> SiteName {

@@ -15,6 +15,13 @@ fn large_cell(seed: u64) -> Cell {
     racks.site("shop", 2).site("blog", 1).site("wiki", 1).seed(seed).start()
 }
 
+/// One server is free to take the place of any that is given up.
+fn two_pools(seed: u64) -> Cell {
+    let racks = (1..=7).fold(rack(), |rack, n| rack.server_in(&format!("r{}", n % 2), &format!("s{n}"), 3));
+    let pools = racks.pool_on("pool2", &["s2", "s3", "s4"]);
+    pools.site("shop", 1).site_on("pool2", "blog").site_on("pool2", "wiki").seed(seed).start()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -28,6 +35,13 @@ proptest! {
     #[test]
     fn a_large_cell_becomes_whole_again_after_any_trouble(seed: u64) {
         let mut cell = large_cell(seed);
+        cell.suffer(Trouble::Anything, 25);
+        cell.settle(120_000);
+    }
+
+    #[test]
+    fn a_cell_of_two_pools_becomes_whole_again_after_any_trouble(seed: u64) {
+        let mut cell = two_pools(seed);
         cell.suffer(Trouble::Anything, 25);
         cell.settle(120_000);
     }

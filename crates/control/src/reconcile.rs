@@ -126,8 +126,10 @@ fn decisions(state: &CellState, plan: &Plan) -> Vec<Op> {
     for name in state.placed.sites.keys().filter(|name| !placed.sites.contains_key(*name)) {
         ops.push(Op::Delete { key: keys::placement(name) });
     }
-    if placed.pool != state.placed.pool {
-        ops.push(put(keys::POOL.to_owned(), &placed.pool));
+    for (name, pool) in &placed.pools {
+        if state.placed.pools.get(name) != Some(pool) {
+            ops.push(put(keys::placed_pool(name), pool));
+        }
     }
     if placed.vips != state.placed.vips {
         ops.push(put(keys::VIPS.to_owned(), &placed.vips));
@@ -181,7 +183,9 @@ fn what(action: &Action) -> String {
             format!("{title} on {server}")
         }
         Action::SetWriter { server, .. } => format!("{title}: {server}"),
-        Action::AddMember { server } | Action::RemoveMember { server } | Action::Bootstrap { server } => {
+        Action::AddMember { server, .. }
+        | Action::RemoveMember { server, .. }
+        | Action::Bootstrap { server, .. } => {
             format!("{title}: {server}")
         }
         _ => title.to_owned(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kopek_core::assignment::{Assignment, StoredRoute};
 use kopek_core::desired::{Desired, Site, StoreMembers};
 use kopek_core::placement::Placed;
-use kopek_core::{ImageName, ServerId, SiteName, keys};
+use kopek_core::{ImageName, PoolName, ServerId, SiteName, keys};
 use kopek_store::{Change, Compare, Entry, Op, Revision, Store, StoreError, Watch};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -85,8 +85,8 @@ impl CellState {
         self.revisions.insert(key.to_owned(), entry.revision);
         if key == keys::CELL {
             set(key, &entry.value, |cell| self.desired.cell = cell);
-        } else if key == keys::POOL {
-            set(key, &entry.value, |pool| self.placed.pool = pool);
+        } else if key == keys::FIRST_POOL {
+            set(key, &entry.value, |pool| drop(self.placed.pools.insert(PoolName::first(), pool)));
         } else if key == keys::VIPS {
             set(key, &entry.value, |vips| self.placed.vips = vips);
         } else if key == keys::STORE_MEMBERS {
@@ -95,6 +95,10 @@ impl CellState {
             set(key, &entry.value, |number| self.site_number = number);
         } else if let Some(id) = id_in::<ServerId>(key, keys::SERVERS) {
             set(key, &entry.value, |server| drop(self.desired.servers.insert(id, server)));
+        } else if let Some(name) = id_in::<PoolName>(key, keys::PLACED_POOLS) {
+            set(key, &entry.value, |pool| drop(self.placed.pools.insert(name, pool)));
+        } else if let Some(name) = id_in::<PoolName>(key, keys::POOLS) {
+            set(key, &entry.value, |pool| drop(self.desired.pools.insert(name, pool)));
         } else if let Some(name) = id_in::<ImageName>(key, keys::IMAGES) {
             set(key, &entry.value, |image| drop(self.desired.images.insert(name, image)));
         } else if let Some(name) = id_in::<SiteName>(key, keys::SITES) {

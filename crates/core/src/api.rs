@@ -1,14 +1,14 @@
 //! The documents of the HTTP API between the command line, the controller and the agents. JSON; the same
 //! that `--json` prints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::desired::{Database, DatabaseLimits, Limits, Policy};
 use crate::event::Event;
-use crate::id::{Digest, Domain, ImageName, InstanceId, ServerId, SiteName};
+use crate::id::{Digest, Domain, ImageName, InstanceId, PoolName, ServerId, SiteName};
 use crate::units::{Bytes, Load, Moment};
 
 /// With a log: the number of bytes at the answer's beginning that were written before it was asked for.
@@ -32,6 +32,9 @@ pub struct CreateSite {
     /// A tree that was uploaded before.
     pub tree: Digest,
     pub database: Option<Database>,
+    /// Where its database goes; without it, to the pool with the fewest sites that is in service and has room.
+    #[serde(default)]
+    pub pool: Option<PoolName>,
     pub min: usize,
     pub max: usize,
     pub policy: Policy,
@@ -174,6 +177,8 @@ pub struct SiteView {
     pub policy: Policy,
     #[serde(default)]
     pub database_limits: DatabaseLimits,
+    #[serde(default = "PoolName::first")]
+    pub pool: PoolName,
     pub writer: Option<ServerId>,
     /// The writer's member is in service and has the site's database and account.
     #[serde(default)]
@@ -202,6 +207,24 @@ pub struct ImageView {
     pub bytes: Bytes,
     /// Servers that have it.
     pub servers: Vec<ServerId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatePool {
+    pub name: PoolName,
+    /// 1, 3 or 5 servers; empty: to be chosen.
+    #[serde(default)]
+    pub servers: BTreeSet<ServerId>,
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a new pool begins on, or would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolFounding {
+    pub name: PoolName,
+    pub servers: BTreeSet<ServerId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

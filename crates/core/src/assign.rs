@@ -10,7 +10,7 @@ use crate::assignment::{
     StoredRoute, Tenure,
 };
 use crate::desired::{Desired, Server, Site, Standing};
-use crate::id::{ServerId, SiteName};
+use crate::id::{PoolName, ServerId, SiteName};
 use crate::observed::{MemberState, Observed, Phase};
 use crate::part::{Backend, FormerWriter, Intake, Route, RoutedWriter};
 use crate::placement::{Placed, PlacedInstance, SitePlacement, Stage};
@@ -173,14 +173,12 @@ fn member(
     observed: &Observed,
     server: &Server,
 ) -> Option<AssignedMember> {
-    let pool = &placed.pool;
-    pool.members.contains(&server.name).then(|| AssignedMember {
-        group: pool
-            .members
-            .iter()
-            .filter_map(|name| Some((name.clone(), desired.servers.get(name)?.address)))
-            .collect(),
-        start: start(desired, placed, observed, &server.name),
+    let pool = placed.pool_on(&server.name)?;
+    let members = placed.pool(pool).members.iter();
+    Some(AssignedMember {
+        pool: pool.clone(),
+        group: members.filter_map(|name| Some((name.clone(), desired.servers.get(name)?.address))).collect(),
+        start: start(desired, placed, observed, pool, &server.name),
         databases: BTreeMap::new(),
     })
 }
@@ -188,13 +186,19 @@ fn member(
 /// Joining needs somebody to join. A member holds while a group is about to be started elsewhere, and when
 /// every member that could be in service is known not to be; one that has not reported to this controller
 /// might be, so the others go on trying.
-fn start(desired: &Desired, placed: &Placed, observed: &Observed, server: &ServerId) -> Start {
-    let pool = &placed.pool;
+fn start(
+    desired: &Desired,
+    placed: &Placed,
+    observed: &Observed,
+    name: &PoolName,
+    server: &ServerId,
+) -> Start {
+    let pool = placed.pool(name);
     let others = || pool.members.iter().filter(|member| *member != server);
     let state = |member: &ServerId| {
         let alive = desired.servers.get(member).is_some_and(|s| s.standing != Standing::Dead);
         let seen = observed.servers.get(member).filter(|_| alive)?;
-        seen.report.member.as_ref().map(|m| &m.state)
+        seen.report.member.as_ref().filter(|m| m.pool == *name).map(|m| &m.state)
     };
     let in_service = others().any(|member| state(member) == Some(&MemberState::Synced));
     let unknown = || {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::desired::{Database, DatabaseLimits, Limits, Standing};
-use crate::id::{Digest, InstanceId, ServerId, SiteName};
+use crate::id::{Digest, InstanceId, PoolName, ServerId, SiteName};
 use crate::part::Route;
 use crate::placement::Stage;
 
@@ -45,9 +45,11 @@ pub struct AssignedVolume {
     pub number: u32,
 }
 
-/// The server's part in the pool.
+/// The server's part in a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AssignedMember {
+    #[serde(default = "PoolName::first")]
+    pub pool: PoolName,
     /// Address of every member, this one among them, by server.
     pub group: BTreeMap<ServerId, IpAddr>,
     pub start: Start,

@@ -6,8 +6,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::desired::{Desired, Standing};
-use crate::id::{InstanceId, ServerId, SiteName};
-use crate::observed::{MemberState, Observed};
+use crate::id::{InstanceId, PoolName, ServerId, SiteName};
+use crate::observed::{MemberState, Observed, SeenMember};
 use crate::placement::{Placed, Stage};
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +63,9 @@ pub enum Violation {
     FormerNotBefore {
         site: SiteName,
         former: ServerId,
+    },
+    InTwoPools {
+        server: ServerId,
     },
     BootstrapNotMember {
         server: ServerId,
@@ -132,23 +135,29 @@ pub fn check(desired: &Desired, placed: &Placed, observed: &Observed) -> Vec<Vio
             violations.push(Violation::SlotsExceeded { server: name.clone(), taken, slots: server.slots });
         }
     }
-    violations.extend(check_pool(desired, placed, observed));
+    let mut carried = BTreeSet::new();
+    for (name, pool) in &placed.pools {
+        let twice = pool.members.iter().filter(|server| !carried.insert(*server));
+        violations.extend(twice.map(|server| Violation::InTwoPools { server: server.clone() }));
+        violations.extend(check_pool(desired, placed, observed, name));
+    }
     let circular = placed.vips.iter().filter(|(_, at)| at.next.as_ref() == Some(&at.holder));
     violations.extend(circular.map(|(vip, _)| Violation::VipGoesWhereItIs { vip: *vip }));
     violations
 }
 
-fn check_pool(desired: &Desired, placed: &Placed, observed: &Observed) -> Vec<Violation> {
+fn check_pool(desired: &Desired, placed: &Placed, observed: &Observed, name: &PoolName) -> Vec<Violation> {
     let mut violations = Vec::new();
-    let pool = &placed.pool;
+    let pool = placed.pool(name);
+    let is_synced = |m: &SeenMember| m.pool == *name && m.state == MemberState::Synced;
     let synced: BTreeSet<&ServerId> = observed
         .servers
         .iter()
-        .filter(|(_, seen)| seen.report.member.as_ref().is_some_and(|m| m.state == MemberState::Synced))
-        .map(|(name, _)| name)
-        .filter(|name| desired.servers.get(*name).is_some_and(|s| s.standing != Standing::Dead))
+        .filter(|(_, seen)| seen.report.member.as_ref().is_some_and(is_synced))
+        .map(|(server, _)| server)
+        .filter(|server| desired.servers.get(*server).is_some_and(|s| s.standing != Standing::Dead))
         .collect();
-    let kept = synced.iter().filter(|name| pool.members.contains(**name)).count();
+    let kept = synced.iter().filter(|server| pool.members.contains(**server)).count();
     if kept * 2 < synced.len() {
         violations.push(Violation::PoolQuorumLost { members: kept, synced: synced.len() });
     }
@@ -162,7 +171,7 @@ fn check_pool(desired: &Desired, placed: &Placed, observed: &Observed) -> Vec<Vi
         }
     }
     for (site, placement) in &placed.sites {
-        let has_database = desired.sites.get(site).is_some_and(|s| s.database.is_some());
+        let has_database = desired.sites.get(site).is_some_and(|s| s.database.is_some() && s.pool == *name);
         if let Some(writer) = placement.writer.as_ref().filter(|_| has_database)
             && !pool.members.contains(&writer.server)
             && kept > 0
@@ -201,11 +210,13 @@ pub fn check_change(before: &Placed, after: &Placed) -> Vec<Violation> {
             violations.push(Violation::FormerNotBefore { site: site.clone(), former });
         }
     }
-    if let (Some(first), Some(second)) = (&before.pool.bootstrap, &after.pool.bootstrap)
-        && first != second
-    {
-        let (first, second) = (first.clone(), second.clone());
-        violations.push(Violation::TwoBootstraps { first, second });
+    for (name, pool) in &before.pools {
+        if let (Some(first), Some(second)) = (&pool.bootstrap, &after.pool(name).bootstrap)
+            && first != second
+        {
+            let (first, second) = (first.clone(), second.clone());
+            violations.push(Violation::TwoBootstraps { first, second });
+        }
     }
     violations
 }
@@ -243,6 +254,7 @@ impl fmt::Display for Violation {
             Violation::FormerNotBefore { site, former } => {
                 write!(f, "{former} wrote {site} before itself")
             }
+            Violation::InTwoPools { server } => write!(f, "{server} is a member of two pools"),
             Violation::BootstrapNotMember { server } => {
                 write!(f, "{server} may start the pool and is no member")
             }

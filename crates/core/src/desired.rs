@@ -1,4 +1,4 @@
-//! What people asked for: the cell, its servers, images and sites. Written by the API, never by the planner,
+//! What people asked for: the cell, its servers, pools, images and sites. Written by the API, never by the planner,
 //! except a server's `standing`, which the controller writes when it declares a server dead or back.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Digest, Domain, ImageName, ServerId, SiteName};
+use crate::id::{Digest, Domain, ImageName, PoolName, ServerId, SiteName};
 use crate::units::{Bytes, Load, MilliCores, Moment};
 
 /// Everything that `plan` must bring about.
@@ -15,8 +15,17 @@ use crate::units::{Bytes, Load, MilliCores, Moment};
 pub struct Desired {
     pub cell: Cell,
     pub servers: BTreeMap<ServerId, Server>,
+    /// Besides the first one, which every cell has and `Cell::pool_size` describes.
+    pub pools: BTreeMap<PoolName, Pool>,
     pub images: BTreeMap<ImageName, Image>,
     pub sites: BTreeMap<SiteName, Site>,
+}
+
+impl Desired {
+    /// The first one and those that people made.
+    pub fn pool_names(&self) -> BTreeSet<PoolName> {
+        self.pools.keys().cloned().chain([PoolName::first()]).collect()
+    }
 }
 
 /// Stored at `/cell`.
@@ -25,7 +34,7 @@ pub struct Cell {
     pub name: String,
     /// Public addresses that move between edges.
     pub vips: BTreeSet<IpAddr>,
-    /// Members that the pool should have: 1, 3 or 5; fewer while the cell has fewer servers.
+    /// Members that the first pool should have: 1, 3 or 5; fewer while the cell has fewer servers.
     pub pool_size: usize,
     /// A server that has not reported for this long is declared dead.
     pub silence_ms: u64,
@@ -107,6 +116,17 @@ pub enum Standing {
     Returning,
 }
 
+/// A pool that people made besides the first. Stored at `/pools/NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    pub name: PoolName,
+    /// Members that it should have: 1, 3 or 5; fewer while not so many servers are free.
+    pub size: usize,
+    /// Its first members: theirs are the places until it is in service. Later any free server may replace one.
+    pub servers: BTreeSet<ServerId>,
+    pub created: Moment,
+}
+
 /// Stored at `/images/NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
@@ -128,6 +148,9 @@ pub struct Site {
     /// BLAKE3 of the tree (tar.zst) that was deployed last.
     pub tree: Digest,
     pub database: Option<Database>,
+    /// Carries its database.
+    #[serde(default = "PoolName::first")]
+    pub pool: PoolName,
     pub min: usize,
     pub max: usize,
     pub policy: Policy,

@@ -72,6 +72,10 @@ id!(
     SiteName, "site name", is_label, "use 1 to 32 of a-z, 0-9 and -, starting with a letter"
 );
 id!(
+    /// A database pool's name, for example `pool1`.
+    PoolName, "pool name", is_label, "use 1 to 32 of a-z, 0-9 and -, starting with a letter"
+);
+id!(
     /// One run of a site's container: the site's name, a dot, and a number never used again for that site:
     /// `blog.7`.
     InstanceId, "instance id", is_instance, "use SITE.NUMBER as `kopek instance ls` shows it"
@@ -88,6 +92,13 @@ id!(
     /// A host name as a visitor's `Host` header gives it, lower case and without port; an IPv4 address will do.
     Domain, "domain", is_domain, "use a host name in lower case, of a-z, 0-9, - and dots, at most 253 characters (xn--… for other letters)"
 );
+
+impl PoolName {
+    /// The pool that every cell has from its beginning.
+    pub fn first() -> Self {
+        Self("pool1".to_owned())
+    }
+}
 
 impl InstanceId {
     pub fn new(site: &SiteName, number: u64) -> Self {

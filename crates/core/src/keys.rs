@@ -1,17 +1,22 @@
 //! Where each document lies in the store. The only place that spells a key.
 
-use crate::{Digest, ImageName, ServerId, SiteName};
+use crate::{Digest, ImageName, PoolName, ServerId, SiteName};
 
 pub const CELL: &str = "/cell";
 /// The cell's CA with its private key. The store is reached only by mutual TLS with servers' certificates.
 pub const AUTHORITY: &str = "/authority";
-pub const POOL: &str = "/pool";
+/// Who is in the first pool: where that of the only one was before there could be others.
+pub const FIRST_POOL: &str = "/pool";
 /// Which edge holds which VIP: `placement::Placed::vips`.
 pub const VIPS: &str = "/vips";
 /// Which servers run an etcd member: `desired::StoreMembers`.
 pub const STORE_MEMBERS: &str = "/store-members";
 
 pub const SERVERS: &str = "/servers/";
+/// Pools that people made.
+pub const POOLS: &str = "/pools/";
+/// Who is in the others.
+pub const PLACED_POOLS: &str = "/placed-pools/";
 pub const IMAGES: &str = "/images/";
 pub const SITES: &str = "/sites/";
 /// The number that was given to a site last. It only grows: what a deleted site left anywhere can never be
@@ -31,6 +36,14 @@ pub const TREES: &str = "/trees/";
 
 pub fn server(id: &ServerId) -> String {
     format!("{SERVERS}{id}")
+}
+
+pub fn pool(name: &PoolName) -> String {
+    format!("{POOLS}{name}")
+}
+
+pub fn placed_pool(name: &PoolName) -> String {
+    if *name == PoolName::first() { FIRST_POOL.to_owned() } else { format!("{PLACED_POOLS}{name}") }
 }
 
 pub fn image(name: &ImageName) -> String {

@@ -26,5 +26,5 @@ pub mod plan;
 pub mod supervise;
 pub mod units;
 
-pub use id::{Digest, Domain, ImageName, InstanceId, ServerId, SiteName};
+pub use id::{Digest, Domain, ImageName, InstanceId, PoolName, ServerId, SiteName};
 pub use units::{Bytes, Load, Micros, MilliCores, Moment};

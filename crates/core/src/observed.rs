@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::assignment::AssignedVolume;
 use crate::desired::Site;
-use crate::id::{Digest, InstanceId, ServerId, SiteName};
+use crate::id::{Digest, InstanceId, PoolName, ServerId, SiteName};
 use crate::units::{Bytes, Load, Moment};
 
 /// The controller's view: the latest report of each server, and when it came.
@@ -136,6 +136,9 @@ impl SeenVolume {
 /// A pool member as its agent sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenMember {
+    /// Whose data it has: for a moment after a change another one's than the assignment says.
+    #[serde(default = "PoolName::first")]
+    pub pool: PoolName,
     pub state: MemberState,
     /// In this state since.
     #[serde(default)]

@@ -6,16 +6,31 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{InstanceId, ServerId, SiteName};
+use crate::id::{InstanceId, PoolName, ServerId, SiteName};
 use crate::units::Moment;
 
 /// The placements of a whole cell.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Placed {
     pub sites: BTreeMap<SiteName, SitePlacement>,
-    pub pool: PoolPlacement,
+    pub pools: BTreeMap<PoolName, PoolPlacement>,
     /// Stored at `/vips`, all in one.
     pub vips: BTreeMap<IpAddr, PlacedVip>,
+}
+
+/// Of a pool that has no member yet.
+static NOWHERE: PoolPlacement =
+    PoolPlacement { members: BTreeSet::new(), bootstrap: None, formed: false, stopped: None };
+
+impl Placed {
+    pub fn pool(&self, name: &PoolName) -> &PoolPlacement {
+        self.pools.get(name).unwrap_or(&NOWHERE)
+    }
+
+    /// The pool that has a member on this server: one at most.
+    pub fn pool_on(&self, server: &ServerId) -> Option<&PoolName> {
+        self.pools.iter().find(|(_, pool)| pool.members.contains(server)).map(|(name, _)| name)
+    }
 }
 
 /// Stored at `/placements/SITE`.
@@ -86,7 +101,7 @@ pub enum Chooser {
     Person,
 }
 
-/// Stored at `/pool`.
+/// Stored at `/placed-pools/NAME`, the first pool's at `/pool`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PoolPlacement {
     pub members: BTreeSet<ServerId>,

@@ -1,10 +1,10 @@
 //! What becomes of steps that were planned on documents that have changed since.
 
-use kopek_core::Moment;
 use kopek_core::desired::{Desired, Standing};
 use kopek_core::placement::{Chooser, Placed, Stage};
 use kopek_core::plan::{Action, Cause, Former, Plan, Step, apply};
-use kopek_sim::rack::{server, site};
+use kopek_core::{Moment, PoolName};
+use kopek_sim::rack::{pool, server, site};
 use kopek_sim::{Cell, rack};
 
 /// `shop` runs on `a` and `b` and may run three times; the pool and the addresses are at rest. All servers but `d`,
@@ -121,22 +121,26 @@ fn a_late_writer_is_none_without_a_higher_epoch_and_a_formed_pool_of_which_it_is
     changes_nothing(as_is, writes("b", 1));
     changes_nothing(as_is, writes("b", 0));
     changes_nothing(as_is, writes("d", 2));
-    changes_nothing(|cell| cell.placed.pool.formed = false, writes("b", 2));
+    changes_nothing(|cell| cell.pool1().formed = false, writes("b", 2));
 }
 
 #[test]
 fn one_member_at_a_time_may_start_the_pool_whatever_comes_late() {
-    let turn_of_a = |cell: &mut Cell| cell.placed.pool.bootstrap = Some(server("a"));
-    let bootstrap = |name| Action::Bootstrap { server: server(name) };
+    let turn_of_a = |cell: &mut Cell| cell.pool1().bootstrap = Some(server("a"));
+    let bootstrap = |name| Action::Bootstrap { pool: PoolName::first(), server: server(name) };
     does_something(bootstrap("b"));
     changes_nothing(turn_of_a, bootstrap("b"));
     changes_nothing(as_is, bootstrap("d")); // no member
-    changes_nothing(turn_of_a, Action::EndBootstrap { server: server("b") });
-    changes_nothing(as_is, Action::AddMember { server: server("e") });
-    let (_, (_, left)) = applied(turn_of_a, Action::RemoveMember { server: server("a") });
-    assert_eq!(left.pool.bootstrap, None, "who is no member has no turn");
-    let stopped = |cell: &mut Cell| cell.placed.pool.stopped = Some(Moment(1));
-    changes_nothing(stopped, Action::PoolStopped); // it has been since then
+    changes_nothing(turn_of_a, Action::EndBootstrap { pool: PoolName::first(), server: server("b") });
+    changes_nothing(as_is, Action::AddMember { pool: PoolName::first(), server: server("e") });
+    let of_pool2 = |name| Action::AddMember { pool: pool("pool2"), server: server(name) };
+    does_something(of_pool2("d"));
+    changes_nothing(as_is, of_pool2("a")); // carries the first pool's
+    let (_, (_, left)) =
+        applied(turn_of_a, Action::RemoveMember { pool: PoolName::first(), server: server("a") });
+    assert_eq!(left.pool(&PoolName::first()).bootstrap, None, "who is no member has no turn");
+    let stopped = |cell: &mut Cell| cell.pool1().stopped = Some(Moment(1));
+    changes_nothing(stopped, Action::PoolStopped { pool: PoolName::first() }); // it has been since then
 }
 
 #[test]

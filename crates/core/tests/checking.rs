@@ -1,10 +1,10 @@
 //! What `check` must see: one settled cell, and each thing that must not be, put in by hand.
 
-use kopek_core::ServerId;
 use kopek_core::check::{check, check_change};
 use kopek_core::desired::Standing;
-use kopek_core::placement::{PlacedInstance, SitePlacement, Stage};
-use kopek_sim::rack::{server, site};
+use kopek_core::placement::{PlacedInstance, PoolPlacement, SitePlacement, Stage};
+use kopek_core::{PoolName, ServerId};
+use kopek_sim::rack::{pool, server, site};
 use kopek_sim::{Cell, rack};
 
 fn shop(cell: &mut Cell) -> &mut SitePlacement {
@@ -99,9 +99,9 @@ fn a_writer_must_be_a_member_and_changes_only_with_a_higher_epoch() {
         let said = format!("the writer of shop changed and its epoch {epoch} is not higher");
         assert_eq!(seen(|cell| write(cell, "b", epoch)), [said]);
     }
-    let strike = |cell: &mut Cell| assert!(cell.placed.pool.members.remove(&server("a")));
+    let strike = |cell: &mut Cell| assert!(cell.pool1().members.remove(&server("a")));
     assert_eq!(seen(strike), ["the writer of shop is a, which is no pool member"]);
-    let nobody_left = |cell: &mut Cell| cell.placed.pool.members.clear();
+    let nobody_left = |cell: &mut Cell| cell.pool1().members.clear();
     assert_eq!(seen(nobody_left), ["only 0 of 3 synced databases are pool members"]);
 }
 
@@ -109,7 +109,7 @@ fn a_writer_must_be_a_member_and_changes_only_with_a_higher_epoch() {
 fn each_threat_to_the_pool_is_seen() {
     let strike = |cell: &mut Cell, names: &[&str]| {
         let members: Vec<ServerId> = names.iter().map(|name| server(name)).collect();
-        cell.placed.pool.members.retain(|member| !members.contains(member));
+        cell.pool1().members.retain(|member| !members.contains(member));
     };
     assert_eq!(seen(|cell| strike(cell, &["c"])), NOTHING);
     assert_eq!(seen(|cell| strike(cell, &["b", "c"])), ["only 1 of 3 synced databases are pool members"]);
@@ -124,7 +124,7 @@ fn each_threat_to_the_pool_is_seen() {
         strike(cell, &["b"]);
     };
     assert_eq!(seen(one_of_two), NOTHING, "half, after a step in good order");
-    let turn = |cell: &mut Cell, name: &str| cell.placed.pool.bootstrap = Some(server(name));
+    let turn = |cell: &mut Cell, name: &str| cell.pool1().bootstrap = Some(server(name));
     assert_eq!(seen(|cell| turn(cell, "b")), ["b may start a pool while a serves"]);
     let of_none = |cell: &mut Cell| {
         strike(cell, &["c"]);
@@ -135,10 +135,21 @@ fn each_threat_to_the_pool_is_seen() {
     let mut cell = rack().server("a", 1).start();
     cell.settle(30_000);
     let (mut before, mut after) = (cell.placed.clone(), cell.placed);
-    (before.pool.bootstrap, after.pool.bootstrap) = (Some(server("a")), Some(server("b")));
+    before.pools.get_mut(&PoolName::first()).unwrap().bootstrap = Some(server("a"));
+    after.pools.get_mut(&PoolName::first()).unwrap().bootstrap = Some(server("b"));
     let said: Vec<String> = check_change(&before, &after).iter().map(ToString::to_string).collect();
     assert_eq!(said, ["b may start the pool before the turn of a is over"]);
     assert_eq!(check_change(&before, &before), []);
+}
+
+#[test]
+fn a_server_in_two_pools_is_seen() {
+    let again = |cell: &mut Cell| {
+        let members = [server("c")].into();
+        let second = PoolPlacement { members, ..PoolPlacement::default() };
+        cell.placed.pools.insert(pool("pool2"), second);
+    };
+    assert_eq!(seen(again), ["c is a member of two pools"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use kopek_core::assignment::Start;
 use kopek_core::desired::Standing;
 use kopek_core::observed::{MemberState, Position, Seen, SeenMember};
 use kopek_core::plan::{Plan, apply, move_writer};
-use kopek_core::{Moment, ServerId};
+use kopek_core::{Moment, PoolName, ServerId};
 use kopek_sim::rack::{server, site};
 use kopek_sim::{Cell, rack};
 
@@ -39,7 +39,7 @@ fn stopped(states: [MemberState; 3], seqnos: [i64; 3]) -> Cell {
         let seen = member(&mut cell, name);
         *seen = SeenMember { state, group_size: 0, group: BTreeSet::new(), position, ..seen.clone() };
     }
-    cell.placed.pool.stopped = Some(Moment(0));
+    cell.pool1().stopped = Some(Moment(0));
     cell
 }
 
@@ -58,7 +58,7 @@ fn the_pool_has_an_odd_number_of_members_over_the_racks() {
             .fold(rack(), |rack, n| rack.server_in(&format!("r{}", n / 3), &format!("s{}", n + 1), 4));
         let mut cell = rack.pool(size).site("shop", 1).start();
         cell.settle(60_000);
-        cell.placed.pool.members.iter().map(ServerId::to_string).collect::<Vec<_>>()
+        cell.placed.pool(&PoolName::first()).members.iter().map(ServerId::to_string).collect::<Vec<_>>()
     };
     assert_eq!(members(2, 3), ["s1"]);
     assert_eq!(members(4, 3), ["s1", "s2", "s4"]);
@@ -71,17 +71,22 @@ fn a_member_of_a_draining_server_is_replaced_then_moved_off_then_struck_off() {
     let mut cell = cell_of(&["a", "b", "c", "d"]);
     let begin = cell.log.len();
     cell.drain("a");
-    cell.run_until("a is no member", 30_000, |cell| !cell.placed.pool.members.contains(&server("a")));
+    cell.run_until("a is no member", 30_000, |cell| {
+        !cell.placed.pool(&PoolName::first()).members.contains(&server("a"))
+    });
     let said: Vec<&str> = cell.log[begin..]
         .iter()
         .filter_map(|line| line.split_once("s  ")?.1.trim().split(':').next())
         .filter(|line| line.contains("pool") || line.contains("writer"))
         .collect();
-    assert_eq!(said, ["pool member d", "writer of shop is b (epoch 2)", "no pool member a"]);
+    assert_eq!(said, ["pool1 member d", "writer of shop is b (epoch 2)", "no pool1 member a"]);
 
     let mut cell = cell_of(&["a", "b", "c", "d"]);
     cell.drain("c");
-    assert_eq!(decided(&cell), ["pool member d: the pool has 2 of 3 members", "no pool member c: c drains"]);
+    assert_eq!(
+        decided(&cell),
+        ["pool1 member d: the pool has 2 of 3 members", "no pool1 member c: c drains"]
+    );
     let observed = &mut cell.controller.as_mut().unwrap().observed;
     let unheard = observed.servers.remove(&server("d"));
     assert_eq!(decided(&cell), NOTHING, "d has not reported, and three are wanted");
@@ -94,20 +99,20 @@ fn a_member_of_a_draining_server_is_replaced_then_moved_off_then_struck_off() {
 fn no_member_leaves_while_it_writes_or_alone_is_in_service() {
     let mut cell = cell_of(&["a", "b", "c"]);
     cell.desired.cell.pool_size = 1;
-    assert_eq!(decided(&cell), ["no pool member c: 1 members are enough"]);
+    assert_eq!(decided(&cell), ["no pool1 member c: 1 members are enough"]);
     cell.placed.sites.get_mut(&site("shop")).unwrap().writer.as_mut().unwrap().server = server("c");
     assert_eq!(decided(&cell), NOTHING, "c writes");
     for name in ["a", "b"] {
         member(&mut cell, name).state = MemberState::Starting;
     }
-    assert_eq!(decided(&cell), ["blocked, pool: c cannot leave: no other member is in service"]);
+    assert_eq!(decided(&cell), ["blocked, pool1: c cannot leave: no other member is in service"]);
 }
 
 #[test]
 fn that_the_pool_serves_again_is_noted() {
     let mut cell = cell_of(&["a", "b", "c"]);
-    cell.placed.pool.stopped = Some(Moment(0));
-    assert_eq!(decided(&cell), ["pool serves again: a is synced"]);
+    cell.pool1().stopped = Some(Moment(0));
+    assert_eq!(decided(&cell), ["pool1 serves again: a is synced"]);
 }
 
 #[test]
@@ -135,7 +140,7 @@ fn nobody_becomes_a_member_of_a_pool_that_could_give_it_no_copy() {
 #[test]
 fn after_a_stop_the_newest_starts_when_nothing_else_can_bring_the_pool_back() {
     use MemberState::{Starting, Stopped};
-    let start = |name, seqno| [format!("start the pool on {name}: newest of 3 members, at {seqno}")];
+    let start = |name, seqno| [format!("start pool1 on {name}: newest of 3 members, at {seqno}")];
     assert_eq!(decided(&stopped([Stopped, Stopped, Stopped], [5, 7, 6])), start("b", 7));
     assert_eq!(
         decided(&stopped([Stopped, Stopped, Stopped], [-1, 6, 6])),
@@ -149,7 +154,7 @@ fn after_a_stop_the_newest_starts_when_nothing_else_can_bring_the_pool_back() {
     );
     let mut cell = stopped([unready(), unready(), Stopped], [7, 6, 5]);
     assert_eq!(decided(&cell), start("a", 7), "they had the time to find one another");
-    cell.placed.pool.stopped = Some(Moment(cell.now.0 - 7_999));
+    cell.pool1().stopped = Some(Moment(cell.now.0 - 7_999));
     assert_eq!(decided(&cell), NOTHING, "a and b may find one another again");
     *member(&mut cell, "b") = SeenMember { state: Stopped, ..member(&mut cell, "b").clone() };
     assert_eq!(decided(&cell), start("a", 7), "a alone waits for nobody");
@@ -157,10 +162,10 @@ fn after_a_stop_the_newest_starts_when_nothing_else_can_bring_the_pool_back() {
         SeenMember { state: Starting, position: None, ..member(&mut cell, "c").clone() };
     *member(&mut cell, "a") = SeenMember { state: Stopped, ..member(&mut cell, "a").clone() };
     assert_eq!(decided(&cell), NOTHING, "being read from disk");
-    cell.placed.pool.stopped = None;
-    assert_eq!(decided(&cell), ["pool is out of service: no member is synced"]);
+    cell.pool1().stopped = None;
+    assert_eq!(decided(&cell), ["pool1 is out of service: no member is synced"]);
     let none = decided(&stopped([Stopped, Stopped, Stopped], [-1, -1, -1]));
-    assert_eq!(none, ["blocked, pool: no member has any data: restore a backup"]);
+    assert_eq!(none, ["blocked, pool1: no member has any data: restore a backup"]);
 }
 
 #[test]
@@ -170,7 +175,7 @@ fn a_member_whose_data_cannot_be_read_is_named_instead_of_being_waited_for_in_si
     assert_eq!(
         decided(&cell),
         [
-            "blocked, pool: no member is in service, and the data of a cannot be read (the agent's log there says \
+            "blocked, pool1: no member is in service, and the data of a cannot be read (the agent's log there says \
           why): mend them, or give the server up with `kopek server remove`"
         ]
     );
@@ -180,17 +185,17 @@ fn a_member_whose_data_cannot_be_read_is_named_instead_of_being_waited_for_in_si
 fn at_the_first_start_one_that_has_data_begins_and_one_that_died_at_it_keeps_its_turn() {
     use MemberState::Stopped;
     let mut cell = stopped([Stopped, Stopped, Stopped], [-1, 0, -1]);
-    cell.placed.pool.formed = false;
-    assert_eq!(decided(&cell), ["start the pool on b: the pool starts for the first time"]);
-    cell.placed.pool.bootstrap = Some(server("b"));
+    cell.pool1().formed = false;
+    assert_eq!(decided(&cell), ["start pool1 on b: the pool starts for the first time"]);
+    cell.pool1().bootstrap = Some(server("b"));
     assert_eq!(decided(&cell), NOTHING);
     stand(&mut cell, "b", Standing::Dead);
     cell.controller.as_mut().unwrap().observed.servers.remove(&server("b"));
     let planned = decided(&cell);
-    assert!(planned.len() == 1 && planned[0].starts_with("blocked, pool: b died while it"), "{planned:?}");
-    cell.placed.pool.formed = true;
+    assert!(planned.len() == 1 && planned[0].starts_with("blocked, pool1: b died while it"), "{planned:?}");
+    cell.pool1().formed = true;
     let planned = decided(&cell);
-    assert_eq!(planned[0], "b no longer starts the pool: b is dead");
+    assert_eq!(planned[0], "b no longer starts pool1: b is dead");
     assert!(!planned.iter().any(|line| line.starts_with("start")), "{planned:?}");
 }
 
@@ -200,13 +205,15 @@ fn a_member_whose_server_is_lost_for_good_is_replaced() {
     cell.kill("c");
     cell.run_until("c is dead", 10_000, |cell| cell.standing("c") == Some(Standing::Dead));
     cell.run_ms(30_000);
-    let members = |cell: &Cell| cell.placed.pool.members.iter().map(ServerId::to_string).collect::<Vec<_>>();
+    let members = |cell: &Cell| {
+        cell.placed.pool(&PoolName::first()).members.iter().map(ServerId::to_string).collect::<Vec<_>>()
+    };
     assert_eq!(members(&cell), ["a", "b", "c"], "it may come back with what only it has");
     cell.desired.servers.remove(&server("c"));
     cell.machines.remove(&server("c"));
     cell.run_until("d took its place", 30_000, |cell| members(cell) == ["a", "b", "d"]);
     cell.settle(30_000);
-    assert!(cell.pool.members[&server("d")].process == kopek_sim::pool::Process::Synced);
+    assert!(cell.pools[&PoolName::first()].members[&server("d")].process == kopek_sim::pool::Process::Synced);
 }
 
 /// How each member may start.
@@ -222,11 +229,11 @@ fn members_join_one_that_serves_or_may_serve_and_hold_while_another_starts_the_p
     use Start::{Bootstrap, Hold, Join};
     let mut cell = stopped([Stopped, Stopped, Stopped], [5, 5, 5]);
     assert_eq!(starts(&cell), [Hold, Hold, Hold]);
-    cell.placed.pool.bootstrap = Some(server("a"));
+    cell.pool1().bootstrap = Some(server("a"));
     assert_eq!(starts(&cell), [Bootstrap, Hold, Hold]);
     member(&mut cell, "b").state = Synced;
     assert_eq!(starts(&cell), [Join, Hold, Join], "b itself is in service");
-    cell.placed.pool.bootstrap = None;
+    cell.pool1().bootstrap = None;
     member(&mut cell, "b").state = Stopped;
     cell.controller.as_mut().unwrap().observed.servers.remove(&server("c"));
     assert_eq!(starts(&cell), [Join, Join, Hold], "c has not reported to this controller yet");

@@ -16,8 +16,14 @@ use proptest::prelude::*;
 fn troubled(seed: u64) -> Cell {
     let three =
         rack().server("s1", 3).server("s2", 3).server("s3", 3).site("shop", 1).site_between("blog", 2, 3);
-    let rack = match seed % 3 {
+    let two_pools = || {
+        let rack =
+            (1..=7).fold(rack(), |rack, n| rack.server_in(&format!("r{}", n % 2), &format!("s{n}"), 3));
+        rack.pool_on("pool2", &["s4", "s5", "s6"]).site("shop", 1).site_on("pool2", "blog")
+    };
+    let rack = match seed % 4 {
         0 => three,
+        3 => two_pools(),
         1 => (4..=10).fold(three, |rack, n| rack.server_in("r2", &format!("s{n}"), 2)),
         _ => rack().server("s1", 2).server("s2", 4).site("shop", 1),
     };

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use kopek_core::Moment;
 use kopek_core::assign::{assignments, routes, with_generation};
 use kopek_core::desired::Standing;
 use kopek_core::observed::{Observed, Report, SeenVolume};
 use kopek_core::placement::Stage;
+use kopek_core::{Moment, PoolName};
 use kopek_sim::{Cell, rack};
 
 fn three() -> kopek_sim::rack::Rack {
@@ -208,7 +208,7 @@ fn after_a_power_loss_the_pool_waits_for_every_position_and_starts_from_the_newe
     cell.boot("c");
     cell.boot("b");
     cell.run_ms(20_000);
-    assert!(!cell.pool.is_in_service(), "the newest data may be on a");
+    assert!(!cell.pool_serves(&PoolName::first()), "the newest data may be on a");
     assert_said(&cell, "a cannot tell how new its data are: power it on, or give it up");
     cell.boot("a");
     cell.settle(60_000);
@@ -226,9 +226,9 @@ fn a_server_that_is_given_up_no_longer_keeps_the_pool_from_starting() {
     cell.boot("a");
     cell.boot("b");
     cell.run_ms(10_000);
-    assert!(!cell.pool.is_in_service());
+    assert!(!cell.pool_serves(&PoolName::first()));
     cell.desired.servers.remove(&kopek_sim::rack::server("c"));
-    cell.run_until("the pool serves", 30_000, |cell| cell.pool.is_in_service());
+    cell.run_until("the pool serves", 30_000, |cell| cell.pool_serves(&PoolName::first()));
 }
 
 /// Steps of one plan may be lost one by one: with the turn ended and nobody knowing that the pool was formed,
@@ -236,11 +236,13 @@ fn a_server_that_is_given_up_no_longer_keeps_the_pool_from_starting() {
 #[test]
 fn the_first_start_of_the_pool_ends_in_the_step_that_says_it_was() {
     let mut cell = three().site("shop", 1).start();
-    cell.run_until("a member starts the pool", 10_000, |cell| cell.placed.pool.bootstrap.is_some());
-    cell.run_until("its turn ends", 10_000, |cell| cell.placed.pool.bootstrap.is_none());
-    assert!(cell.placed.pool.formed);
-    assert_said(&cell, "pool formed: a is synced");
-    let ends = cell.log.iter().filter(|line| line.contains("no longer starts the pool")).count();
+    cell.run_until("a member starts the pool", 10_000, |cell| {
+        cell.placed.pool(&PoolName::first()).bootstrap.is_some()
+    });
+    cell.run_until("its turn ends", 10_000, |cell| cell.placed.pool(&PoolName::first()).bootstrap.is_none());
+    assert!(cell.placed.pool(&PoolName::first()).formed);
+    assert_said(&cell, "pool1 formed: a is synced");
+    let ends = cell.log.iter().filter(|line| line.contains("no longer starts pool1")).count();
     assert_eq!(ends, 0, "{}", cell.log.join("\n"));
 }
 
@@ -251,15 +253,22 @@ fn members_of_different_groups_are_left_to_people() {
     for server in ["a", "b", "c"] {
         cell.power_off(server);
     }
-    cell.pool.members.get_mut(&kopek_sim::rack::server("b")).unwrap().disk.group = "other".to_owned();
+    cell.pools
+        .get_mut(&PoolName::first())
+        .unwrap()
+        .members
+        .get_mut(&kopek_sim::rack::server("b"))
+        .unwrap()
+        .disk
+        .group = "other".to_owned();
     for server in ["a", "b", "c"] {
         cell.boot(server);
     }
     cell.run_ms(30_000);
-    assert!(!cell.pool.is_in_service());
+    assert!(!cell.pool_serves(&PoolName::first()));
     assert_said(
         &cell,
-        "members hold data of different groups (a is of group-1, b is of other, c is of group-1)",
+        "members hold data of different groups (a is of pool1-group-1, b is of other, c is of pool1-group-1)",
     );
 }
 

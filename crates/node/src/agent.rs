@@ -332,6 +332,8 @@ fn leader_address(store: Arc<dyn Store>) -> watch::Receiver<Option<SocketAddr>> 
 
 #[cfg(test)]
 mod tests {
+    use kopek_core::PoolName;
+
     use super::*;
 
     #[test]
@@ -339,7 +341,12 @@ mod tests {
         let [s1, s2, s3] = ["s1", "s2", "s3"].map(|name| ServerId::parse(name).unwrap());
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         let group = [&s1, &s2, &s3].map(|server| (server.clone(), address)).into();
-        let member = AssignedMember { group, start: Start::Join, databases: Default::default() };
+        let member = AssignedMember {
+            pool: PoolName::first(),
+            group,
+            start: Start::Join,
+            databases: Default::default(),
+        };
         let mut assignment = Assignment {
             member: Some(member),
             peers: [(s2, SocketAddr::new(address, AGENT_PORT))].into(),
@@ -353,7 +360,12 @@ mod tests {
     #[test]
     fn an_order_to_start_a_group_waits_for_the_stores_word_and_one_to_join_does_not() {
         let ordered = |start, confirmed| {
-            let member = AssignedMember { group: Default::default(), start, databases: Default::default() };
+            let member = AssignedMember {
+                pool: PoolName::first(),
+                group: Default::default(),
+                start,
+                databases: Default::default(),
+            };
             let nothing = feed::nothing_for(&ServerId::parse("s1").unwrap());
             let assignment = Assignment { generation: 7, member: Some(member), ..nothing };
             member_orders(&assignment, confirmed).unwrap().start

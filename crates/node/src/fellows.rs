@@ -282,6 +282,7 @@ async fn put_out(member: &Member, server: &ServerId, node: &NodeId, why: &str) -
 
 #[cfg(test)]
 mod tests {
+    use kopek_core::PoolName;
     use kopek_core::assignment::{AssignedMember, Start};
 
     use super::*;
@@ -292,7 +293,12 @@ mod tests {
         let [s1, s2] = ["s1", "s2"].map(|name| ServerId::parse(name).unwrap());
         let address: IpAddr = "10.0.0.1".parse().unwrap();
         let group = [&s1, &s2].map(|server| (server.clone(), address)).into();
-        let member = AssignedMember { group, start: Start::Join, databases: Default::default() };
+        let member = AssignedMember {
+            pool: PoolName::first(),
+            group,
+            start: Start::Join,
+            databases: Default::default(),
+        };
         let mut assignment = Assignment { member: Some(member), ..feed::nothing_for(&s1) };
         assert_eq!(fellows_in(&s1, Some(&assignment)), Addresses::from([(s2, address)]));
         assignment.member = None;

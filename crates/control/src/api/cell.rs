@@ -1,13 +1,9 @@
-//! The cell as a whole: its state, its pool, and where its store lies.
-
-use std::collections::BTreeMap;
+//! The cell as a whole: its state, and where its store lies.
 
 use axum::Json;
-use kopek_core::api::{CellView, MemberView, MigrateStore, PoolView, VipView};
-use kopek_core::observed::MemberState;
+use kopek_core::api::{CellView, MigrateStore, VipView};
 use kopek_store::Location;
 
-use super::servers::member_name;
 use super::{Acting, Refused};
 use crate::store_move::{self, MoveError};
 
@@ -41,53 +37,6 @@ pub async fn show(Acting(active): Acting) -> Json<CellView> {
         blocked: view.blocked.clone(),
         converged: view.converged,
     })
-}
-
-pub async fn pools(Acting(active): Acting) -> Json<Vec<PoolView>> {
-    let view = active.view();
-    let pool = &view.state.placed.pool;
-    let members: Vec<MemberView> = pool
-        .members
-        .iter()
-        .map(|server| {
-            let serving = view.state.desired.servers.get(server).is_some_and(|server| server.is_serving());
-            let seen = view
-                .observed
-                .servers
-                .get(server)
-                .filter(|_| serving)
-                .and_then(|seen| seen.report.member.as_ref());
-            MemberView {
-                server: server.clone(),
-                state: seen.map_or("away", |member| member_name(&member.state)).to_owned(),
-                since: seen.map(|member| member.since),
-                group_size: seen.map_or(0, |member| member.group_size),
-                disk: seen.map(|member| member.disk).unwrap_or_default(),
-                seqno: seen.and_then(|member| member.position.as_ref()).map(|position| position.seqno),
-                why: seen.and_then(|member| match &member.state {
-                    MemberState::Unready { why } => Some(why.clone()),
-                    _ => None,
-                }),
-            }
-        })
-        .collect();
-    let state = match members.iter().filter(|member| member.state == "synced").count() {
-        0 if !pool.formed => "forming".to_owned(),
-        0 => view
-            .blocked
-            .iter()
-            .find(|blocked| blocked.starts_with("pool"))
-            .cloned()
-            .unwrap_or_else(|| "down".to_owned()),
-        _ => "serving".to_owned(),
-    };
-    let mut writers: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (name, placement) in &view.state.placed.sites {
-        if let Some(writer) = &placement.writer {
-            writers.entry(writer.server.clone()).or_default().push(name.clone());
-        }
-    }
-    Json(vec![PoolView { name: "pool1".to_owned(), state, members, writers }])
 }
 
 /// Moves the cell's state to the other kind of store. Answers when it is there.

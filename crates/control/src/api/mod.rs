@@ -9,6 +9,7 @@ mod desk;
 mod events;
 mod images;
 mod move_writer;
+mod pools;
 pub mod servers;
 mod site_dump;
 pub mod site_removal;
@@ -46,7 +47,7 @@ const DOCUMENT_MAX: usize = 1 << 20;
 pub fn router(office: Arc<Office>) -> Router {
     let people = Router::new()
         .route("/cell", get(cell::show))
-        .route("/pools", get(cell::pools))
+        .route("/pools", get(pools::list).post(pools::create))
         .route("/events", get(events::list))
         .route("/store/migrate", post(cell::migrate))
         .route("/servers", get(servers::list))

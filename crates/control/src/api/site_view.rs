@@ -30,6 +30,7 @@ pub fn site_view(view: &View, site: &Site) -> SiteView {
         max: site.max,
         policy: site.policy,
         database_limits: site.database_limits,
+        pool: site.pool.clone(),
         writer: writer.map(|writer| writer.server.clone()),
         writer_ready: writer.is_some_and(|writer| has_database(view, &writer.server, &site.name)),
         writer_chosen: writer.is_some_and(|writer| writer.chosen_by == Chooser::Person),

@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::Path;
 use kopek_core::api::{CreateSite, DeploySite, InstanceView, LimitSite, ScaleSite, SiteView};
 use kopek_core::desired::{DatabaseLimits, Policy, Site};
+use kopek_core::plan::{PoolChoice, pool_for_site};
 use kopek_core::{SiteName, keys};
 use kopek_store::Op;
 
@@ -17,6 +18,7 @@ use super::site_view::{instance_views, site_view};
 use super::{Acting, Refused, committed};
 use crate::active::Active;
 use crate::state::put;
+use crate::view::View;
 
 /// Each site has 65,536 user ids from 100,000 on, and ids have 32 bits.
 const SITE_NUMBER_MAX: u32 = 65_533;
@@ -62,6 +64,8 @@ pub async fn create(
         return Err(Refused::unknown("image", &wanted.image));
     }
     require_tree(&active, &wanted.tree).await?;
+    let known = state.desired.sites.get(&wanted.name);
+    let choice = choose_pool(&active, &view, &wanted, known)?;
     for other in state.desired.sites.values().filter(|other| other.name != wanted.name) {
         if let Some(domain) = wanted.domains.iter().find(|domain| other.domains.contains(domain)) {
             return Err(Refused::conflict(format!(
@@ -71,6 +75,7 @@ pub async fn create(
         }
         if let (Some(wanted), Some(taken)) = (&wanted.database, &other.database)
             && wanted.name == taken.name
+            && other.pool == choice.pool
         {
             return Err(Refused::conflict(format!(
                 "database {} already belongs to site {}; name another one in the site's configuration",
@@ -81,7 +86,6 @@ pub async fn create(
     if let Some(database) = &wanted.database {
         database.check().map_err(Refused::unusable)?;
     }
-    let known = state.desired.sites.get(&wanted.name);
     let number = known.map_or(state.site_number + 1, |site| site.number);
     if number > SITE_NUMBER_MAX {
         return Err(Refused::conflict(format!(
@@ -95,6 +99,7 @@ pub async fn create(
         image: wanted.image,
         tree: wanted.tree,
         database: wanted.database,
+        pool: choice.pool,
         min: wanted.min,
         max: wanted.max,
         policy: wanted.policy,
@@ -112,6 +117,13 @@ pub async fn create(
             "site {name} exists already and differs; use `kopek site deploy` or `scale`, or delete it first"
         )));
     }
+    if let Some(known) = known.filter(|known| known.pool != site.pool) {
+        return Err(Refused::conflict(format!(
+            "site {name} is being created with its database on {}; give the same again, or `kopek site delete \
+             {name}` first",
+            known.pool
+        )));
+    }
     if let Some(known) = known.filter(|known| names(known) != names(&site)) {
         // What was made under the first name would be nobody's.
         let (database, _) = names(known).unwrap_or(("none", ""));
@@ -123,6 +135,9 @@ pub async fn create(
     let mut ops = Vec::new();
     if known.is_none() {
         ops.push(put(keys::SITE_NUMBER.to_owned(), &number));
+        if site.database.is_some() {
+            ops.push(active.event(name, &format!("database goes to {}", site.pool), choice.reason));
+        }
     }
     if is_abandoned {
         ops.push(Op::Delete { key: keys::abandoned(name) });
@@ -193,6 +208,23 @@ pub async fn limit(
     .await
 }
 
+/// The pool that was asked for, or that it has already, or the best one.
+fn choose_pool(
+    active: &Active,
+    view: &View,
+    wanted: &CreateSite,
+    known: Option<&Site>,
+) -> Result<PoolChoice, Refused> {
+    let state = &view.state;
+    let Some(pool) = wanted.pool.as_ref().or(known.map(|site| &site.pool)) else {
+        return Ok(pool_for_site(&state.desired, &state.placed, &view.observed, active.now()));
+    };
+    if !state.desired.pool_names().contains(pool) {
+        return Err(Refused::unknown("pool", pool));
+    }
+    Ok(PoolChoice { pool: pool.clone(), reason: "asked for by an admin".to_owned() })
+}
+
 /// Of the site's database and its user: what a site that is being created cannot change.
 fn names(site: &Site) -> Option<(&str, &str)> {
     site.database.as_ref().map(|database| (database.name.as_str(), database.user.as_str()))
@@ -237,8 +269,8 @@ async fn edit(
 #[cfg(test)]
 mod tests {
     use kopek_core::api::Bound;
-    use kopek_core::desired::{Database, Image, Limits};
-    use kopek_core::{Bytes, Digest, Domain, ImageName};
+    use kopek_core::desired::{Database, Image, Limits, Pool};
+    use kopek_core::{Bytes, Digest, Domain, ImageName, PoolName};
 
     use super::*;
     use crate::api::desk::Desk;
@@ -281,12 +313,24 @@ mod tests {
         domain: &str,
         database: &str,
     ) -> Result<(), Refused> {
+        ask_on(None, desk, image, name, domain, database).await
+    }
+
+    async fn ask_on(
+        pool: Option<&str>,
+        desk: &Desk,
+        image: &Image,
+        name: &str,
+        domain: &str,
+        database: &str,
+    ) -> Result<(), Refused> {
         let wanted = CreateSite {
             name: SiteName::parse(name).unwrap(),
             domains: vec![Domain::parse(domain).unwrap()],
             image: image.name.clone(),
             tree: image.digest.clone(),
             database: Some(Database { name: database.into(), user: name.into(), password: "secret".into() }),
+            pool: pool.map(|pool| PoolName::parse(pool).unwrap()),
             min: 1,
             max: 1,
             policy: Policy::default(),
@@ -294,6 +338,28 @@ mod tests {
             has_dump: false,
         };
         create(desk.acting(), Json(wanted)).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn a_database_has_its_name_for_itself_on_its_pool_only() {
+        let (desk, image) = desk_with_an_image().await;
+        let name = PoolName::parse("pool2").unwrap();
+        let pool =
+            Pool { name: name.clone(), size: 1, servers: Default::default(), created: desk.active.now() };
+        desk.active.commit(vec![], vec![put(keys::pool(&name), &pool)]).await.unwrap();
+        let ask = |pool, name: &'static str, domain| ask_on(Some(pool), &desk, &image, name, domain, "wp");
+        ask("pool1", "one", "a.test").await.unwrap();
+        let taken = ask("pool1", "two", "b.test").await.unwrap_err();
+        assert!(taken.says("database wp already belongs to site one"), "{taken:?}");
+        ask("pool2", "two", "b.test").await.unwrap();
+        ask("pool2", "two", "b.test").await.unwrap();
+        let moved = ask("pool1", "two", "b.test").await.unwrap_err();
+        assert!(moved.says("exists already and differs") || moved.says("database wp"), "{moved:?}");
+        let unknown = ask("pool3", "three", "c.test").await.unwrap_err();
+        assert!(unknown.says("there is no pool pool3"), "{unknown:?}");
+        // Given again without a pool, it is the same site.
+        ask_on(None, &desk, &image, "two", "b.test", "wp").await.unwrap();
+        assert_eq!(desk.active.view().state.desired.sites[&SiteName::parse("two").unwrap()].pool, name);
     }
 
     #[tokio::test]

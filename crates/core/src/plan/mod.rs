@@ -3,12 +3,13 @@
 //! every change and every second; it applies the plan to its documents and commits them.
 //!
 //! One file per concern, in the order in which they decide, each on the outcome of those before:
-//! `servers` (dead, returning), `pool` (members, first start, start after a power loss), `holders` (who keeps
+//! `servers` (dead, returning), `pool` (each pool's members, first start, start after a power loss), `holders` (who keeps
 //! a volume), `instances` (dead, missing, surplus), `drain` (leaving), `scale` (load), `writers`, `vips` (which
-//! edge holds an address). A step is put into effect by `state`, here while planning and later by `apply`, and
+//! edge holds an address). `found_pool` and `move_writer` answer people. A step is put into effect by `state`, here while planning and later by `apply`, and
 //! by nothing else.
 
 mod drain;
+mod found_pool;
 mod holders;
 mod instances;
 mod place;
@@ -23,11 +24,12 @@ mod writers;
 use std::collections::BTreeMap;
 
 use crate::desired::{Desired, Site};
-use crate::id::{ServerId, SiteName};
-use crate::observed::{Observed, Phase, Report, Seen};
+use crate::id::{PoolName, ServerId, SiteName};
+use crate::observed::{Observed, Phase, Report, Seen, SeenMember};
 use crate::placement::Placed;
 use crate::units::Moment;
 
+pub use found_pool::{FoundError, PoolChoice, found_pool, pool_for_site};
 use state::State;
 pub use step::{Action, Blocked, Cause, Former, Plan, Step, Subject};
 pub use writers::{MoveError, move_writer};
@@ -36,7 +38,7 @@ pub use writers::{MoveError, move_writer};
 pub fn plan(desired: &Desired, placed: &Placed, observed: &Observed, now: Moment) -> Plan {
     let mut draft = Draft::new(desired, placed, observed, now);
     servers::keep_standings(&mut draft);
-    pool::keep_pool(&mut draft);
+    pool::keep_pools(&mut draft);
     holders::keep_holders(&mut draft);
     instances::keep_instances(&mut draft);
     drain::let_go(&mut draft);
@@ -111,6 +113,11 @@ impl<'a> Draft<'a> {
         let standing = self.state.servers.get(server)?.standing;
         let seen = self.observed.servers.get(server)?;
         (standing != crate::desired::Standing::Dead && self.is_fresh(seen)).then_some(&seen.report)
+    }
+
+    /// What a server reports of its member of this pool; nothing while it still has another one's.
+    fn member(&self, pool: &PoolName, server: &ServerId) -> Option<&'a SeenMember> {
+        self.report(server)?.member.as_ref().filter(|member| member.pool == *pool)
     }
 
     fn is_fresh(&self, seen: &Seen) -> bool {

@@ -79,7 +79,7 @@ fn has_caught_up(draft: &Draft, server: &ServerId) -> bool {
     report.generation >= written
         && has_images(draft, report)
         && has_volumes(draft, server, report)
-        && is_synced_or_alone(draft, server, report)
+        && is_synced_or_alone(draft, server)
 }
 
 fn has_images(draft: &Draft, report: &Report) -> bool {
@@ -99,12 +99,12 @@ fn has_volumes(draft: &Draft, server: &ServerId, report: &Report) -> bool {
     })
 }
 
-fn is_synced_or_alone(draft: &Draft, server: &ServerId, report: &Report) -> bool {
-    let members = &draft.state.placed.pool.members;
-    let synced = |report: &Report| report.member.as_ref().is_some_and(|m| m.state == MemberState::Synced);
-    !members.contains(server)
-        || synced(report)
-        || !members.iter().any(|member| draft.report(member).is_some_and(synced))
+fn is_synced_or_alone(draft: &Draft, server: &ServerId) -> bool {
+    let Some(pool) = draft.state.placed.pool_on(server) else { return true };
+    let synced = |server: &ServerId| {
+        draft.member(pool, server).is_some_and(|member| member.state == MemberState::Synced)
+    };
+    synced(server) || !draft.state.placed.pool(pool).members.iter().any(synced)
 }
 
 fn serving_reports<'d>(draft: &'d Draft) -> impl Iterator<Item = &'d Report> {

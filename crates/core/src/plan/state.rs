@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::desired::{Server, Site, Standing};
-use crate::id::{InstanceId, ServerId, SiteName};
-use crate::placement::{Placed, PlacedInstance, PlacedVip, SitePlacement, Stage, Writer};
+use crate::id::{InstanceId, PoolName, ServerId, SiteName};
+use crate::placement::{Placed, PlacedInstance, PlacedVip, PoolPlacement, SitePlacement, Stage, Writer};
 use crate::units::Moment;
 
 use super::step::{Action, Cause, Former};
@@ -81,44 +81,46 @@ impl State {
             Action::SetWriter { site, server, epoch, former, chosen_by } => {
                 let writer =
                     Writer { server: server.clone(), epoch: *epoch, since: at, chosen_by: *chosen_by };
-                sites.contains_key(site) && self.set_writer(site, writer, *former)
+                sites.get(site).is_some_and(|known| self.set_writer(known, writer, *former))
             }
             Action::ForgetFormer { site } => {
                 self.placed.sites.get_mut(site).is_some_and(|placement| placement.former.take().is_some())
             }
-            Action::AddMember { server } => {
-                self.servers.contains_key(server) && self.placed.pool.members.insert(server.clone())
+            Action::AddMember { pool, server } => {
+                let may = self.servers.contains_key(server) && self.placed.pool_on(server).is_none();
+                may && self.pool(pool).members.insert(server.clone())
             }
-            Action::RemoveMember { server } => {
-                self.placed.pool.bootstrap.take_if(|chosen| chosen == server);
-                self.placed.pool.members.remove(server)
+            Action::RemoveMember { pool, server } => {
+                let pool = self.pool(pool);
+                pool.bootstrap.take_if(|chosen| chosen == server);
+                pool.members.remove(server)
             }
-            Action::Bootstrap { server } => {
-                let pool = &mut self.placed.pool;
+            Action::Bootstrap { pool, server } => {
+                let pool = self.pool(pool);
                 let may = pool.bootstrap.is_none() && pool.members.contains(server);
                 if may {
                     pool.bootstrap = Some(server.clone());
                 }
                 may
             }
-            Action::EndBootstrap { server } => {
-                self.placed.pool.bootstrap.take_if(|chosen| chosen == server).is_some()
+            Action::EndBootstrap { pool, server } => {
+                self.pool(pool).bootstrap.take_if(|chosen| chosen == server).is_some()
             }
-            Action::PoolFormed => {
-                let pool = &mut self.placed.pool;
+            Action::PoolFormed { pool } => {
+                let pool = self.pool(pool);
                 let new = !pool.formed;
                 if new {
                     (pool.formed, pool.bootstrap) = (true, None);
                 }
                 new
             }
-            Action::PoolStopped => {
-                let stopped = &mut self.placed.pool.stopped;
+            Action::PoolStopped { pool } => {
+                let stopped = &mut self.pool(pool).stopped;
                 let new = stopped.is_none();
                 stopped.get_or_insert(at);
                 new
             }
-            Action::PoolServes => self.placed.pool.stopped.take().is_some(),
+            Action::PoolServes { pool } => self.pool(pool).stopped.take().is_some(),
             Action::SetVip { vip, server } => self.set_vip(*vip, server, at),
             Action::MoveVip { vip, to } => {
                 let is_up = self.standing(to) == Some(Standing::Up);
@@ -192,10 +194,10 @@ impl State {
         true
     }
 
-    fn set_writer(&mut self, site: &SiteName, writer: Writer, former: Former) -> bool {
-        let pool = &self.placed.pool;
+    fn set_writer(&mut self, site: &Site, writer: Writer, former: Former) -> bool {
+        let pool = self.placed.pool(&site.pool);
         let may = pool.formed && pool.members.contains(&writer.server);
-        let placement = self.placement(site);
+        let placement = self.placement(&site.name);
         let newer = placement.writer.as_ref().is_none_or(|before| before.epoch < writer.epoch);
         if may && newer {
             let server = writer.server.clone();
@@ -212,6 +214,10 @@ impl State {
             self.placed.vips.insert(vip, PlacedVip { holder: server.clone(), next: None, since: at });
         }
         may && is_new
+    }
+
+    fn pool(&mut self, name: &PoolName) -> &mut PoolPlacement {
+        self.placed.pools.entry(name.clone()).or_default()
     }
 
     fn placement(&mut self, site: &SiteName) -> &mut SitePlacement {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{InstanceId, ServerId, SiteName};
+use crate::id::{InstanceId, PoolName, ServerId, SiteName};
 use crate::placement::Chooser;
 use crate::units::Moment;
 
@@ -44,7 +44,7 @@ pub struct Blocked {
 #[serde(rename_all = "kebab-case")]
 pub enum Subject {
     Cell,
-    Pool,
+    Pool(PoolName),
     Server(ServerId),
     Site(SiteName),
     Instance(InstanceId),
@@ -104,25 +104,35 @@ pub enum Action {
         site: SiteName,
     },
     AddMember {
+        pool: PoolName,
         server: ServerId,
     },
     RemoveMember {
+        pool: PoolName,
         server: ServerId,
     },
     /// Lets one member start a new group with what is on its disk.
     Bootstrap {
+        pool: PoolName,
         server: ServerId,
     },
     /// The group is there, or the chosen server died: nobody may start one any more.
     EndBootstrap {
+        pool: PoolName,
         server: ServerId,
     },
     /// The pool was in service for the first time; ends the turn of the member that started it.
-    PoolFormed,
+    PoolFormed {
+        pool: PoolName,
+    },
     /// No member is in service any more.
-    PoolStopped,
+    PoolStopped {
+        pool: PoolName,
+    },
     /// A member is in service again.
-    PoolServes,
+    PoolServes {
+        pool: PoolName,
+    },
     /// Notes who holds an address, or is to hold it first.
     SetVip {
         vip: IpAddr,
@@ -178,13 +188,13 @@ impl Action {
             | Action::ForgetSite { site }
             | Action::SetWriter { site, .. }
             | Action::ForgetFormer { site } => Subject::Site(site.clone()),
-            Action::AddMember { .. }
-            | Action::RemoveMember { .. }
-            | Action::Bootstrap { .. }
-            | Action::EndBootstrap { .. }
-            | Action::PoolFormed
-            | Action::PoolStopped
-            | Action::PoolServes => Subject::Pool,
+            Action::AddMember { pool, .. }
+            | Action::RemoveMember { pool, .. }
+            | Action::Bootstrap { pool, .. }
+            | Action::EndBootstrap { pool, .. }
+            | Action::PoolFormed { pool }
+            | Action::PoolStopped { pool }
+            | Action::PoolServes { pool } => Subject::Pool(pool.clone()),
             Action::SetVip { vip, .. }
             | Action::MoveVip { vip, .. }
             | Action::KeepVip { vip }
@@ -212,9 +222,9 @@ impl Action {
             Action::RemoveMember { .. } => "pool loses a member",
             Action::Bootstrap { .. } => "pool is started by one member",
             Action::EndBootstrap { .. } => "pool start ended",
-            Action::PoolFormed => "pool formed",
-            Action::PoolStopped => "pool is out of service",
-            Action::PoolServes => "pool serves again",
+            Action::PoolFormed { .. } => "pool formed",
+            Action::PoolStopped { .. } => "pool is out of service",
+            Action::PoolServes { .. } => "pool serves again",
             Action::SetVip { .. } => "address is held",
             Action::MoveVip { .. } => "address is to move",
             Action::KeepVip { .. } => "address stays",
@@ -227,7 +237,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Subject::Cell => f.write_str("cell"),
-            Subject::Pool => f.write_str("pool"),
+            Subject::Pool(pool) => pool.fmt(f),
             Subject::Server(server) => server.fmt(f),
             Subject::Site(site) => site.fmt(f),
             Subject::Instance(instance) => instance.fmt(f),
@@ -253,13 +263,13 @@ impl fmt::Display for Step {
                 write!(f, "writer of {site} is {server} (epoch {epoch})")
             }
             Action::ForgetFormer { site } => write!(f, "forget the former writer of {site}"),
-            Action::AddMember { server } => write!(f, "pool member {server}"),
-            Action::RemoveMember { server } => write!(f, "no pool member {server}"),
-            Action::Bootstrap { server } => write!(f, "start the pool on {server}"),
-            Action::EndBootstrap { server } => write!(f, "{server} no longer starts the pool"),
-            Action::PoolFormed => write!(f, "pool formed"),
-            Action::PoolStopped => write!(f, "pool is out of service"),
-            Action::PoolServes => write!(f, "pool serves again"),
+            Action::AddMember { pool, server } => write!(f, "{pool} member {server}"),
+            Action::RemoveMember { pool, server } => write!(f, "no {pool} member {server}"),
+            Action::Bootstrap { pool, server } => write!(f, "start {pool} on {server}"),
+            Action::EndBootstrap { pool, server } => write!(f, "{server} no longer starts {pool}"),
+            Action::PoolFormed { pool } => write!(f, "{pool} formed"),
+            Action::PoolStopped { pool } => write!(f, "{pool} is out of service"),
+            Action::PoolServes { pool } => write!(f, "{pool} serves again"),
             Action::SetVip { vip, server } => write!(f, "{vip} is at {server}"),
             Action::MoveVip { vip, to } => write!(f, "move {vip} to {to}"),
             Action::KeepVip { vip } => write!(f, "leave {vip} where it is"),

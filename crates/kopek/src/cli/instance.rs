@@ -1,12 +1,12 @@
-//! `kopek instance …`, `kopek pool …`, `kopek vip …`: looking at what runs.
+//! `kopek instance …`, `kopek vip …`: looking at what runs.
 
 use anyhow::Result;
 use clap::Subcommand;
-use kopek_core::api::{CellView, InstanceView, PoolView};
+use kopek_core::api::{CellView, InstanceView};
 use kopek_core::{ServerId, SiteName};
 
-use super::output::{ago, names, table};
-use super::{Fault, Global};
+use super::Global;
+use super::output::ago;
 
 #[derive(Subcommand)]
 pub enum InstanceCommand {
@@ -16,14 +16,6 @@ pub enum InstanceCommand {
         #[arg(long)]
         site: Option<SiteName>,
     },
-}
-
-#[derive(Subcommand)]
-pub enum PoolCommand {
-    /// List pools
-    Ls,
-    /// Show one pool
-    Show { pool: String },
 }
 
 #[derive(Subcommand)]
@@ -62,49 +54,6 @@ pub fn instance_row(instance: &InstanceView) -> Vec<String> {
         instance.restarts.to_string(),
         ago(instance.since),
     ]
-}
-
-pub async fn pool(global: &Global, command: PoolCommand) -> Result<()> {
-    let pools: Vec<PoolView> = global.cell()?.get("/pools").await?;
-    match command {
-        PoolCommand::Ls => {
-            global.format().list(&pools, &["name", "state", "members", "sites", "disk"], |pool| {
-                let members: Vec<String> =
-                    pool.members.iter().map(|member| format!("{} {}", member.server, member.state)).collect();
-                let sites: usize = pool.writers.values().map(Vec::len).sum();
-                // Each member has everything.
-                let disk = pool.members.iter().map(|member| member.disk).max().unwrap_or_default();
-                let (name, state) = (pool.name.clone(), pool.state.clone());
-                vec![name, state, names(&members), sites.to_string(), disk.to_string()]
-            })
-        }
-        PoolCommand::Show { pool } => {
-            let found = pools.into_iter().find(|view| view.name == pool);
-            let view = found.ok_or_else(|| Fault::unknown("pool", &pool))?;
-            global.format().one(&view, |pool| {
-                let rows = pool.members.iter().map(|member| {
-                    let position = member.seqno.map_or("-".to_owned(), |seqno| seqno.to_string());
-                    let sites = pool.writers.get(&member.server).map_or(0, Vec::len);
-                    vec![
-                        member.server.to_string(),
-                        member.state.clone(),
-                        member.since.map_or("-".to_owned(), ago),
-                        position,
-                        member.group_size.to_string(),
-                        sites.to_string(),
-                        member.disk.to_string(),
-                        member.why.clone().unwrap_or_default(),
-                    ]
-                });
-                let head = ["member", "state", "since", "position", "group", "writes for", "disk", "why"];
-                vec![
-                    ("name", pool.name.clone()),
-                    ("state", pool.state.clone()),
-                    ("members", format!("\n{}", table(&head, rows))),
-                ]
-            })
-        }
-    }
 }
 
 pub async fn vip(global: &Global, command: VipCommand) -> Result<()> {

@@ -8,6 +8,7 @@ mod doctor;
 mod image;
 mod instance;
 mod output;
+mod pool;
 mod server;
 mod shown_lines;
 mod site;
@@ -98,9 +99,9 @@ enum Command {
     /// Servers of the cell
     #[command(subcommand)]
     Server(server::ServerCommand),
-    /// The database pool
+    /// Database pools
     #[command(subcommand)]
-    Pool(instance::PoolCommand),
+    Pool(pool::PoolCommand),
     /// Public addresses
     #[command(subcommand)]
     Vip(instance::VipCommand),
@@ -214,7 +215,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Instance(command) => instance::instance(&global, command).await,
             Command::Image(command) => image::image(&global, command).await,
             Command::Server(command) => server::server(&global, command).await,
-            Command::Pool(command) => instance::pool(&global, command).await,
+            Command::Pool(command) => pool::pool(&global, command).await,
             Command::Vip(command) => instance::vip(&global, command).await,
             Command::Events(events) => watch::events(&global, events).await,
             Command::Top(top) => watch::top(&global, top).await,

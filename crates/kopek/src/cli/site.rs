@@ -280,6 +280,7 @@ pub fn show(global: &Global, site: &SiteView) -> Result<()> {
             ("domains", names(&site.domains)),
             ("image", site.image.to_string()),
             ("scale", format!("{} to {}, one more at load {up}, one less below {down}", site.min, site.max)),
+            ("pool", site.pool.to_string()),
             (
                 "writer",
                 match &site.writer {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use kopek_core::api::{CreateSite, SiteView};
 use kopek_core::desired::{Database, Internet, Limits, Policy};
-use kopek_core::{Bytes, Domain, ImageName, MilliCores, SiteName};
+use kopek_core::{Bytes, Domain, ImageName, MilliCores, PoolName, SiteName};
 
 use super::output::{say, spinner};
 use super::site::{find, show};
@@ -36,6 +36,9 @@ pub struct Create {
     db_user: Option<String>,
     #[arg(long, value_name = "FILE")]
     db_password_file: Option<PathBuf>,
+    /// The pool that carries the database; without it, the one in service with the fewest sites and room
+    #[arg(long)]
+    pool: Option<PoolName>,
     #[arg(long, default_value_t = 1)]
     min: usize,
     #[arg(long, default_value_t = 4)]
@@ -82,6 +85,7 @@ pub async fn create(global: &Global, create: Create) -> Result<()> {
         image: create.image,
         tree,
         database,
+        pool: create.pool,
         min: create.min,
         max: create.max,
         policy: Policy::default(),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kopek_core::PoolName;
 use kopek_core::config::{Dirs, POOL_PORT};
 
 use super::{CLIENT_PORT, MemberConfig};
@@ -40,6 +41,16 @@ impl Home {
     /// Complete once it exists.
     pub fn data(&self) -> PathBuf {
         self.state().join("data")
+    }
+
+    /// Where data are kept of a pool that this server has no member of any more.
+    pub fn data_of(&self, pool: &PoolName) -> PathBuf {
+        self.state().join(format!("data.of-{pool}"))
+    }
+
+    /// The name of the pool whose data these are (belonging.rs).
+    pub fn belonging(&self) -> PathBuf {
+        self.state().join("pool")
     }
 
     pub fn tls(&self) -> PathBuf {
@@ -80,7 +91,7 @@ impl Home {
         format!("gcomm://{}", members.join(","))
     }
 
-    pub fn configuration(&self) -> String {
+    pub fn configuration(&self, pool: &PoolName) -> String {
         let MemberConfig { server, address, buffer_pool } = &self.config;
         let file = |name: &str| self.tls().join(name).display().to_string();
         let (ca, cert, key) = (file("ca.pem"), file("server.pem"), file("server.key"));
@@ -133,7 +144,7 @@ impl Home {
              wsrep_on=ON\n\
              wsrep_provider={PROVIDER}\n\
              wsrep_provider_options=\"{provider}\"\n\
-             wsrep_cluster_name=kopek\n\
+             wsrep_cluster_name={cluster}\n\
              wsrep_node_name={server}\n\
              wsrep_node_address={address}\n\
              # Sites have one writer each, and applications expect ids without gaps of the cluster's size.\n\
@@ -152,6 +163,7 @@ impl Home {
              tca={ca}\n\
              tcert={cert}\n\
              tkey={key}\n",
+            cluster = cluster_name(pool),
             data = self.data().display(),
             tmp = self.temporary().display(),
             socket = self.socket().display(),
@@ -167,9 +179,20 @@ impl Home {
     }
 }
 
-/// The group's id, the same on every server of a cell: from the cell's authority.
-pub fn group_id(ca_pem: &[u8]) -> String {
-    let hex = blake3::hash(ca_pem).to_hex();
+/// Galera lets nobody into a group of another name: a member that follows an old list of addresses may call at a
+/// server that carries another pool by now.
+fn cluster_name(pool: &PoolName) -> String {
+    if *pool == PoolName::first() { "kopek".to_owned() } else { format!("kopek-{pool}") }
+}
+
+/// The group's id, the same on every server of a pool and another one for each: from the cell's authority.
+pub fn group_id(ca_pem: &[u8], pool: &PoolName) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(ca_pem);
+    if *pool != PoolName::first() {
+        hasher.update(pool.as_str().as_bytes());
+    }
+    let hex = hasher.finalize().to_hex();
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..32])
 }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use kopek_core::assignment::{AssignedDatabase, AssignedMember, Start};
 use kopek_core::observed::{MemberState, Position, SeenMember};
-use kopek_core::{Bytes, ServerId, SiteName};
+use kopek_core::{Bytes, PoolName, ServerId, SiteName};
 use rustix::process::Signal;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -28,7 +28,7 @@ use super::client::{Client, NodeId, Status};
 use super::databases::{self, DatabaseError};
 use super::home::{GRACE, Home, PACKAGE};
 use super::position::{self, Found};
-use super::{Lost, pulse, setup};
+use super::{Lost, belonging, pulse, setup};
 use crate::daemon::{Backoff, Daemon, Program, explained};
 
 const NAME: &str = "mariadbd";
@@ -71,6 +71,7 @@ pub async fn keep(home: Home, wanted: watch::Receiver<Wanted>, voice: Voice, loo
     let found = Daemon::adopt(&home.dirs, NAME);
     let running = found.map(|daemon| Running::new(daemon, Progress::Answered));
     let keeper = Keeper {
+        pool: belonging::pool(&home),
         home,
         wanted,
         voice,
@@ -86,6 +87,8 @@ pub async fn keep(home: Home, wanted: watch::Receiver<Wanted>, voice: Voice, loo
 
 struct Keeper {
     home: Home,
+    /// Whose member runs, or whose data are on disk.
+    pool: PoolName,
     wanted: watch::Receiver<Wanted>,
     voice: Voice,
     look: Arc<Notify>,
@@ -187,6 +190,7 @@ impl Keeper {
                     self.wait_for_change().await;
                 }
                 (Wanted::Unknown, true) => self.watch(None).await,
+                (Wanted::Member(member), true) if member.pool != self.pool => self.stop().await,
                 (Wanted::Member(member), true) => {
                     self.heed_bootstrap_mark(member);
                     self.watch(Some(member)).await;
@@ -203,12 +207,13 @@ impl Keeper {
 
     /// The member does not run.
     async fn begin(&mut self, member: &AssignedMember) -> Result<(), BeginError> {
+        self.belong_to(&member.pool)?;
         if self.home.data().is_dir() && self.found.is_none() {
             if !self.is_unreadable {
                 self.report(MemberState::Starting, 0);
             }
             // After a reboot the folder of sockets is gone, which reading the position needs too.
-            setup::prepare(&self.home).await?;
+            setup::prepare(&self.home, &self.pool).await?;
             self.is_unreadable = true;
             self.found = Some(position::on_disk(&self.home).await?);
             self.is_unreadable = false;
@@ -220,7 +225,7 @@ impl Keeper {
         }
         self.report(MemberState::Starting, 0);
         let first = !self.home.data().is_dir();
-        setup::prepare(&self.home).await?;
+        setup::prepare(&self.home, &self.pool).await?;
         if first {
             info!("made the first data of this pool member");
             self.found = Some(position::on_disk(&self.home).await?);
@@ -236,6 +241,18 @@ impl Keeper {
         let daemon = Daemon::start(&self.home.dirs, &self.program(member, group)?)?;
         info!(pid = daemon.pid(), ?group, "pool member starts");
         self.running = Some(Running::new(daemon, Progress::Starting));
+        Ok(())
+    }
+
+    /// Data of another pool are set aside first.
+    fn belong_to(&mut self, pool: &PoolName) -> Result<(), BeginError> {
+        if *pool == self.pool {
+            return Ok(());
+        }
+        if let Some(aside) = belonging::belong_to(&self.home, pool).map_err(BeginError::Belong)? {
+            info!(from = %self.pool, to = %pool, aside = %aside.display(), "data of another pool are set aside");
+        }
+        (self.pool, self.found, self.is_unreadable) = (pool.clone(), None, false);
         Ok(())
     }
 
@@ -402,6 +419,7 @@ impl Keeper {
         };
         let disk = self.disk.of(&self.home.data());
         let mut now = SeenMember {
+            pool: self.pool.clone(),
             state,
             since: kopek_link::clock::now(),
             group_size,
@@ -416,6 +434,7 @@ impl Keeper {
             }
             let news = seen.as_ref().is_none_or(|old| {
                 old.state != now.state
+                    || old.pool != now.pool
                     || old.group_size != now.group_size
                     || old.group != now.group
                     || old.databases != now.databases
@@ -502,6 +521,8 @@ enum BeginError {
     Daemon(#[from] crate::daemon::DaemonError),
     #[error("cannot mark the data as the pool's newest")]
     Bootstrap(#[source] std::io::Error),
+    #[error("cannot set aside the data of another pool")]
+    Belong(#[source] std::io::Error),
     #[error("cannot note that the data are being copied")]
     Mark(#[source] std::io::Error),
 }

@@ -3,12 +3,14 @@
 //! it; it survives the agent and is adopted again.
 //!
 //! ```text
+//! belonging.rs: whose data are here
 //! setup.rs ──► position.rs ──► keep.rs ──► databases.rs
 //! folders,     how new the     start,      accounts of the sites
 //! first data   data on disk is watch       whose writer this is      dump.rs: a site's SQL dump
 //!                                └─ pulse.rs: does it hang?
 //! ```
 
+mod belonging;
 mod client;
 mod databases;
 mod dump;

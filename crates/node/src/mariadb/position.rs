@@ -123,7 +123,7 @@ fn disown(data: &Path) -> io::Result<()> {
 }
 
 /// A power cut leaves the old text or the new one: an empty state would say that the data are nobody's.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+pub fn replace(path: &Path, text: &str) -> io::Result<()> {
     let unready: PathBuf = path.with_extension("new");
     fs::write(&unready, text)?;
     // A copy that was cut off may have no state file; its folder belongs to mariadbd's account as well.
@@ -136,7 +136,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
     sync_folder(folder)
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
@@ -163,7 +163,7 @@ fn recovered(log: &str) -> Option<Position> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use kopek_core::config::Dirs;
 
     use super::super::MemberConfig;
@@ -193,7 +193,7 @@ mod tests {
         assert!(fs::read_to_string(grastate(data.path())).unwrap().contains("safe_to_bootstrap: 1"));
     }
 
-    fn home_with(state: &str) -> (tempfile::TempDir, Home) {
+    pub fn home_with(state: &str) -> (tempfile::TempDir, Home) {
         let folder = tempfile::tempdir().unwrap();
         let within = |name: &str| folder.path().join(name);
         let dirs =

@@ -1,7 +1,7 @@
 //! Folders, certificates, configuration and the first data of a member. The data folder is complete or absent.
 //!
-//! Every server of a cell makes the same first data and gives it the same place in history: position 1 of a
-//! group whose id comes from the cell's authority. So the first members join each other by catching up (2 s)
+//! Every server of a pool makes the same first data and gives it the same place in history: position 1 of a
+//! group whose id comes from the cell's authority and the pool's name. So the first members join each other by catching up (2 s)
 //! instead of copying everything (13 s, of which Galera's script sleeps 10).
 
 use std::ffi::OsString;
@@ -11,6 +11,8 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
+
+use kopek_core::PoolName;
 
 use super::client::Client;
 use super::home::{Home, PACKAGE, PROVIDER, grastate, group_id};
@@ -33,7 +35,7 @@ pub enum SetupError {
 }
 
 /// Makes what is missing; cheap when nothing is.
-pub async fn prepare(home: &Home) -> Result<(), SetupError> {
+pub async fn prepare(home: &Home, pool: &PoolName) -> Result<(), SetupError> {
     let account = Home::account()?;
     located("mariadbd", PACKAGE)?;
     // The state transfer's programs: better missed now than when a member has to be rebuilt.
@@ -44,8 +46,8 @@ pub async fn prepare(home: &Home) -> Result<(), SetupError> {
     }
     folders(home, account)?;
     certificates(home, account)?;
-    write(&home.configuration_file(), home.configuration().as_bytes(), 0o644, None)?;
-    if home.data().is_dir() { Ok(()) } else { first_data(home, account).await }
+    write(&home.configuration_file(), home.configuration(pool).as_bytes(), 0o644, None)?;
+    if home.data().is_dir() { Ok(()) } else { first_data(home, pool, account).await }
 }
 
 fn folders(home: &Home, account: Account) -> Result<(), SetupError> {
@@ -81,7 +83,7 @@ fn certificates(home: &Home, account: Account) -> Result<(), SetupError> {
     Ok(())
 }
 
-async fn first_data(home: &Home, account: Account) -> Result<(), SetupError> {
+async fn first_data(home: &Home, pool: &PoolName, account: Account) -> Result<(), SetupError> {
     let unready = home.state().join("data.new");
     let failed = |source| SetupError::File { path: unready.clone(), source };
     match fs::remove_dir_all(&unready) {
@@ -91,7 +93,7 @@ async fn first_data(home: &Home, account: Account) -> Result<(), SetupError> {
     fs::DirBuilder::new().mode(0o700).create(&unready).map_err(failed)?;
     give(&unready, Some(account)).map_err(failed)?;
     install(home, &unready, account).await?;
-    place_in_history(home, &unready, account).await?;
+    place_in_history(home, pool, &unready, account).await?;
     // Not every program that wrote there has put its files on disk.
     fs::File::open(&unready).and_then(|folder| Ok(rustix::fs::syncfs(folder)?)).map_err(failed)?;
     fs::rename(&unready, home.data()).map_err(failed)?;
@@ -122,13 +124,18 @@ async fn install(home: &Home, unready: &Path, account: Account) -> Result<(), Se
 }
 
 /// Runs the new data once as a group of one that nobody can reach, so that InnoDB too knows its position.
-async fn place_in_history(home: &Home, unready: &Path, account: Account) -> Result<(), SetupError> {
+async fn place_in_history(
+    home: &Home,
+    pool: &PoolName,
+    unready: &Path,
+    account: Account,
+) -> Result<(), SetupError> {
     const PROGRAM: &str = "mariadbd";
     let ca = home.tls().join("ca.pem");
     let ca = fs::read(&ca).map_err(|source| SetupError::File { path: ca, source })?;
     let start = format!(
         "# GALERA saved state\nversion: 2.1\nuuid:    {}\nseqno:   0\nsafe_to_bootstrap: 1\n",
-        group_id(&ca)
+        group_id(&ca, pool)
     );
     write(&grastate(unready), start.as_bytes(), 0o600, Some(account))?;
     let socket = home.run().join("first.sock");

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kopek_core::SiteName;
 use kopek_core::assignment::{AssignedDatabase, AssignedMember, Start};
 use kopek_core::desired::Database;
 use kopek_core::observed::{MemberState, Position, SeenMember};
 use kopek_core::part::site_loopback;
+use kopek_core::{PoolName, SiteName};
 use kopek_node::mariadb::{DumpError, Evicted, Member, MemberConfig};
 
 use crate::rack::{Rack, Server, eventually, rack};
@@ -39,7 +39,12 @@ impl Pool {
 
     fn order_with(&self, index: usize, start: Start, databases: BTreeMap<SiteName, AssignedDatabase>) {
         let group = self.members.iter().map(|m| (m.server.name.clone(), m.server.address)).collect();
-        self.members[index].member.apply(Some(AssignedMember { group, start, databases }));
+        self.members[index].member.apply(Some(AssignedMember {
+            pool: PoolName::first(),
+            group,
+            start,
+            databases,
+        }));
     }
 
     fn form(&self) {
@@ -212,6 +217,37 @@ fn a_pool_forms_loses_members_one_by_one_and_all_at_once_and_keeps_what_was_comm
     assert_eq!(members[2].sql("SET wsrep_sync_wait=1; SELECT COUNT(*) FROM d.t").unwrap(), "3");
     let log = std::fs::read_to_string(members[2].server.log("mariadbd")).unwrap();
     assert!(log.contains("mariabackup SST completed on joiner"));
+}
+
+/// It may have been removed from the one and be free for the other.
+#[test]
+fn a_member_that_is_given_to_another_pool_begins_without_the_data_of_the_first() {
+    let pool = pool("o", 13, 1);
+    let member = &pool.members[0];
+    pool.order(0, Start::Bootstrap);
+    let first = member.wait_for(&MemberState::Synced, 1).position.unwrap();
+    member.sql("CREATE DATABASE d").unwrap();
+    let second = PoolName::parse("pool2").unwrap();
+    let group = BTreeMap::from([(member.server.name.clone(), member.server.address)]);
+    let give = |start| AssignedMember {
+        pool: second.clone(),
+        group: group.clone(),
+        start,
+        databases: BTreeMap::new(),
+    };
+    member.member.apply(Some(give(Start::Hold)));
+    let seen = eventually("it has nothing of the second", SOON, || {
+        member.seen().filter(|seen| seen.pool == second && seen.state == MemberState::Stopped)
+    });
+    assert_eq!(seen.position.unwrap().seqno, -1);
+    member.member.apply(Some(give(Start::Bootstrap)));
+    let seen = eventually("the second is in service", SOON, || {
+        member.seen().filter(|seen| seen.pool == second && seen.state == MemberState::Synced)
+    });
+    assert_ne!(seen.position.unwrap().group, first.group);
+    assert_eq!(member.sql("SHOW DATABASES LIKE 'd'").unwrap(), "");
+    assert_eq!(member.sql("SELECT @@wsrep_cluster_name").unwrap(), "kopek-pool2");
+    assert!(member.server.dirs.state.join("mariadb/data.of-pool1/d").is_dir(), "kept for people");
 }
 
 /// As after a total power loss: mariadbd by itself gives up after 30 s.
@@ -430,7 +466,12 @@ fn a_pool_of_one_grows_to_three_while_a_site_writes() {
         let group = pool.members[..size].iter().map(|m| (m.server.name.clone(), m.server.address)).collect();
         let databases =
             if index == 0 { BTreeMap::from([(site("shop"), shop.clone())]) } else { BTreeMap::new() };
-        pool.members[index].member.apply(Some(AssignedMember { group, start, databases }));
+        pool.members[index].member.apply(Some(AssignedMember {
+            pool: PoolName::first(),
+            group,
+            start,
+            databases,
+        }));
     };
     order(0, Start::Bootstrap, 1);
     eventually("the database", SOON, || first.seen().filter(|s| s.databases.len() == 1));
