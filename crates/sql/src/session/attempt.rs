@@ -12,7 +12,7 @@ use bytes::{Buf, BytesMut};
 use tokio::time::{Instant, sleep};
 
 use super::interrupt::{Interrupt, TOO_LONG, tell_too_long};
-use super::{CLIENT_STALL, End, GRACE, Session, WAIT_LIMIT, until};
+use super::{CLIENT_STALL, End, GRACE, Session, until};
 use crate::answer::{Answer, Expected, Next, Said};
 use crate::caps::{Caps, Status};
 use crate::inbox;
@@ -25,6 +25,10 @@ const HELD_MAX: usize = 1 << 20;
 
 /// Of further commands that a client sends before it has the answer; the rest waits in its socket.
 const AHEAD_MAX: usize = 64 << 10;
+
+/// A member that cannot prove to be in its group is usually relieved in a second; but a change of a big table keeps
+/// it, and all others, from proving it as long as it takes.
+const HELD_BACK_MAX: Duration = Duration::from_secs(60);
 
 /// How a try ended.
 pub(super) enum Ending {
@@ -185,19 +189,21 @@ impl Session {
                 held_begins = answer.passing();
             }
             let (count, next) = answer.take(&member.input);
+            let passing_error = next == Next::Done
+                && shown.is_nothing()
+                && answer.said().error.is_some_and(|code| is_passing(code) || is_leaving(code));
+            // What says that the member leaves its group is not shown, and needs no proof that it is in it.
             if count > 0
+                && !passing_error
                 && let Some(lease) = &lease
                 && !lease.is_valid()
             {
                 tokio::select! {
                     () = lease.valid() => {}
                     () = &mut relieved, if leave_at.is_none() => return Ok(Some(Ending::Lost)),
-                    () = sleep(WAIT_LIMIT) => return Ok(Some(Ending::Lost)),
+                    () = sleep(HELD_BACK_MAX) => return Ok(Some(Ending::Lost)),
                 }
             }
-            let passing_error = next == Next::Done
-                && shown.is_nothing()
-                && answer.said().error.is_some_and(|code| is_passing(code) || is_leaving(code));
             let stands_alone = next == Next::Done
                 && answer.said().status.is_some_and(|status| !status.has(Status::IN_TRANSACTION));
             let memory = if stands_alone { Memory::Needless } else { Memory::Kept };
