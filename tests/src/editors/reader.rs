@@ -152,7 +152,7 @@ mod tests {
         let shown = answer(200, "<p>MediaWiki internal error.</p><p>[x] Exception caught</p>");
         assert_eq!(
             error_in(&shown, &[200]).as_deref(),
-            Some("MediaWiki internal error. [x] Exception caught")
+            Some("MediaWiki internal error.[x] Exception caught")
         );
         assert_eq!(error_in(&answer(503, "busy"), &[200]).as_deref(), Some("status 503 busy"));
         assert_eq!(error_in(&answer(302, ""), &[200, 302]), None);
