@@ -11,9 +11,10 @@ use kopek_statement::{Kind, Reading, changed_table};
 use super::attempt::is_leaving;
 use super::{End, Session};
 use crate::answer::{Expected, Said};
+use crate::caps::Status;
 use crate::effect::{Effect, Repeat};
 use crate::inbox::Command;
-use crate::packet::{HEADER, Reader, command, command_packet, header};
+use crate::packet::{HEADER, Reader, command, command_packet, header, ok_packet};
 use crate::writer::changed_from;
 
 /// A table has 4,096 columns at most; their names and comments stay below this.
@@ -69,7 +70,8 @@ impl Session {
             && command.is_whole()
             && effect.repeat == Repeat::Never
             && matches!(reading?.kind, Kind::CreateTable | Kind::AlterTable | Kind::OtherDdl);
-        if !is_change || self.is_in_transaction() || self.why_bound().is_some() {
+        // It ends the transaction that is open. One that has not written may as well be ended by us.
+        if !is_change || self.transaction.has_written || self.why_bound().is_some() {
             return None;
         }
         let table = changed_table(command.body(), self.dialect())?;
@@ -106,6 +108,18 @@ impl Session {
                 Err(End::Lost { why: "whether a change of a table took place is not known".to_owned() })
             }
         }
+    }
+
+    /// What the client was not told any more. Its transaction has ended with the change; the one that was begun
+    /// again at the new member goes with its backend.
+    pub(super) async fn tell_done(&mut self) -> Result<Said, End> {
+        if self.transaction.is_open {
+            self.backend = None;
+            self.end_transaction();
+            self.status = Status(self.status.0 & !Status::IN_TRANSACTION.0);
+        }
+        self.tell(&ok_packet(1, self.status)).await?;
+        Ok(Said::default())
     }
 }
 

@@ -236,10 +236,7 @@ impl Session {
             if let Some(change) = &mut change {
                 match Box::pin(self.look_at(change)).await? {
                     Looked::NotDone => {}
-                    Looked::Done => {
-                        self.tell(&ok_packet(1, self.status)).await?;
-                        return Ok(Said::default());
-                    }
+                    Looked::Done => return self.tell_done().await,
                     Looked::Lost => {
                         self.backend = None;
                         continue;

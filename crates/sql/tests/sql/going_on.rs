@@ -200,7 +200,7 @@ async fn tables_that_are_changed_when_the_member_dies_are_changed_once_and_nobod
     let statements: String = (0..TABLES)
         .map(|n| {
             format!(
-                "CREATE TABLE t{n} (a INT AUTO_INCREMENT PRIMARY KEY, gone INT); INSERT INTO t{n} VALUES (7, 7);
+                "BEGIN; SELECT 1; CREATE TABLE t{n} (a INT AUTO_INCREMENT PRIMARY KEY, gone INT); INSERT INTO t{n} VALUES (7, 7);
                  ALTER TABLE t{n} ADD b INT; CREATE INDEX i ON t{n} (b); ALTER TABLE t{n} DROP gone;
                  CREATE TABLE gone (a INT PRIMARY KEY); DROP TABLE gone;"
             )

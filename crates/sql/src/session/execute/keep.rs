@@ -56,7 +56,7 @@ impl Session {
         }
     }
 
-    pub(super) fn end_transaction(&mut self) {
+    pub(in crate::session) fn end_transaction(&mut self) {
         for done in self.transaction.end() {
             self.carry.keep(done.stays, &done.packet);
         }
