@@ -31,9 +31,12 @@ use crate::threads::killing_actual;
 use crate::token::Token;
 use crate::transaction::now_micros;
 
+mod deaths;
 mod keep;
 mod note;
 mod write_alone;
+
+use deaths::Deaths;
 
 /// Nothing is repeated more often than this after lost writers.
 const TRIES_MAX: u32 = 20;
@@ -223,7 +226,7 @@ impl Session {
     /// Anything but a write on its own.
     async fn execute(&mut self, work: &mut Work) -> Result<Said, End> {
         let mut shown = Shown::default();
-        let (mut passing, mut broke) = (0, 0);
+        let (mut passing, mut deaths) = (0, Deaths::default());
         let mut change = self.change_of(&work.command, &work.effect, work.reading.as_ref());
         for tried in 0..TRIES_MAX {
             self.note_repetition(tried);
@@ -280,7 +283,9 @@ impl Session {
                 // A leaving member's error, or a lost member.
                 Ending::Withheld { .. } | Ending::Lost | Ending::Broke => {
                     self.backend = None;
-                    broke += u32::from(matches!(ending, Ending::Broke));
+                    if matches!(ending, Ending::Broke) {
+                        deaths.add(former.as_ref(), Instant::now());
+                    }
                     if Box::pin(self.settle_commit(work, commit, former, &shown)).await? {
                         return Ok(Said::default());
                     }
@@ -289,7 +294,7 @@ impl Session {
                     {
                         return Err(lost(why));
                     }
-                    if broke > BROKE_MAX {
+                    if deaths.are_too_many() {
                         return Err(lost(BROKE));
                     }
                 }

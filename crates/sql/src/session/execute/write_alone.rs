@@ -1,12 +1,14 @@
 //! A write on its own: it becomes a transaction with a token. Called by `execute`.
 
 use std::io;
+use std::time::Instant;
 
 use bytes::{BufMut, BytesMut};
 use tokio::time::sleep;
 use tracing::debug;
 
-use super::{BROKE, BROKE_MAX, DEADLOCK_PAUSE, TRIES_MAX, Work, lost, opens_cursor};
+use super::deaths::Deaths;
+use super::{BROKE, DEADLOCK_PAUSE, TRIES_MAX, Work, lost, opens_cursor};
 use crate::answer::{Expected, Said};
 use crate::backend::{Backend, HANDSHAKE_MAX};
 use crate::caps::Status;
@@ -34,7 +36,7 @@ impl Session {
     }
 
     pub(super) async fn write_alone(&mut self, work: &Work) -> Result<Said, End> {
-        let (mut passing, mut broke) = (0, 0);
+        let (mut passing, mut deaths) = (0, Deaths::default());
         for tried in 0..TRIES_MAX {
             self.note_repetition(tried);
             self.ready().await?;
@@ -48,13 +50,18 @@ impl Session {
                 self.backend = None;
                 continue;
             }
+            let former = self.former();
             let (mut answer, said) = match self.pass_answer(work.expected, Withhold::All, &mut shown).await? {
                 Ending::Withheld { answer, said } => (answer, said),
                 // It was too long to hold, and the client has it.
                 Ending::Answered(said) => (BytesMut::new(), said),
-                Ending::Broke if broke == BROKE_MAX => return Err(lost(BROKE)),
                 ending @ (Ending::Broke | Ending::Lost) if shown.is_nothing() => {
-                    broke += u32::from(matches!(ending, Ending::Broke));
+                    if matches!(ending, Ending::Broke) {
+                        deaths.add(former.as_ref(), Instant::now());
+                    }
+                    if deaths.are_too_many() {
+                        return Err(lost(BROKE));
+                    }
                     self.backend = None;
                     continue;
                 }
