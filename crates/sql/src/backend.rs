@@ -10,7 +10,7 @@ use kopek_core::SiteName;
 use kopek_core::desired::Database;
 use kopek_core::part::RoutedWriter;
 use kopek_link::{Identity, Preamble, dial_stream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::Following;
@@ -69,6 +69,7 @@ pub(crate) struct Backend {
     pub(crate) shape: Shape,
     /// As its login ended: whether new sessions commit by themselves is a setting of the member's.
     pub(crate) status: Status,
+    pub(crate) greeted_at: Instant,
     /// Its site's set of waiting ones as it was when this one was last made as new, see `warm`.
     pub(crate) generation: u64,
     nonce: [u8; NONCE],
@@ -135,7 +136,8 @@ impl Backend {
         let Greeting { facts, thread, nonce } = greeting;
         let (writer, status, facts) = (writer.clone(), facts.status, Rc::new(facts));
         let shape = Shape { caps: Caps(0), collation: 0, schema: None };
-        Ok(Backend { wire, writer, facts, thread, shape, status, generation: 0, nonce, entered })
+        let greeted_at = Instant::now();
+        Ok(Backend { wire, writer, facts, thread, shape, status, greeted_at, generation: 0, nonce, entered })
     }
 
     /// How the account says who it is, at the beginning and in COM_CHANGE_USER.

@@ -295,15 +295,23 @@ impl Session {
     }
 
     /// Whether the member wanted this connection to end (KILL, `wait_timeout`), and did not die: it serves another
-    /// connection with a higher number, and is still in its group.
+    /// connection, was up before this one began, and is still in its group.
     async fn lives_on_without(&self, old: &Backend) -> bool {
         let is_current = self.sites.writer(&self.site).is_some_and(|writer| is_same(&writer, &old.writer));
         let Some((_, account)) = self.sites.account(&self.site).filter(|_| is_current) else { return false };
         let ways = &self.sites.ways;
         let asking = async {
             let mut newer = Backend::open(ways, &self.site, &old.writer, &account, &old.shape).await?;
-            let said = newer.query(CATCH_UP).await?;
-            Ok::<bool, OpenError>(newer.thread > old.thread && said.error.is_none())
+            let caught_up = newer.query(CATCH_UP).await?.error.is_none();
+            // In whole seconds: one that was started less than a second before this connection counts as dead.
+            let was_up = newer
+                .query(&format!(
+                    "SELECT 1 FROM information_schema.global_status
+                     WHERE variable_name = 'UPTIME' AND variable_value > {}",
+                    old.greeted_at.elapsed().as_secs()
+                ))
+                .await?;
+            Ok::<bool, OpenError>(caught_up && newer.thread > old.thread && was_up.rows == 1)
         };
         matches!(timeout(LIFE_SIGN_LIMIT, asking).await, Ok(Ok(true)))
     }
