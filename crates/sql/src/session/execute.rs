@@ -40,9 +40,6 @@ use deaths::Deaths;
 
 /// Nothing is repeated more often than this after lost writers.
 const TRIES_MAX: u32 = 20;
-/// Members that may break off while they execute the same command, before it is not sent to another one: it may be
-/// what ends them, and MySQL too would end only once.
-const BROKE_MAX: u32 = 1;
 const BROKE: &str = "the next one too, with the same statement";
 /// After a deadlock the other one goes first.
 const DEADLOCK_PAUSE: Duration = Duration::from_millis(5);

@@ -4,32 +4,37 @@ use std::time::{Duration, Instant};
 
 use kopek_core::ServerId;
 
-use super::BROKE_MAX;
 use crate::session::repeat::Former;
 
 /// A member that dies closes its connections one after the other, and one that is killed starts anew in 1 s at the
 /// earliest: what breaks on the same server meanwhile is the same death.
 const SAME_DEATH: Duration = Duration::from_secs(1);
+/// A second member is enough of a hint; MySQL too would end only once. A member that stands alone may have been killed
+/// twice by others in the time of one statement.
+const OF_ANOTHER: u32 = 2;
+const OF_THE_SAME: u32 = 1;
+const BORNE: u32 = 3;
 
 #[derive(Default)]
 pub(super) struct Deaths {
     last: Option<(ServerId, Instant)>,
-    count: u32,
+    weight: u32,
 }
 
 impl Deaths {
     pub(super) fn add(&mut self, former: Option<&Former>, now: Instant) {
         let Some(server) = former.map(|former| &former.writer.server) else { return };
-        let is_same = self.last.as_ref().is_some_and(|(last, at)| last == server && now - *at < SAME_DEATH);
-        if !is_same {
-            self.count += 1;
-            self.last = Some((server.clone(), now));
-        }
+        self.weight += match &self.last {
+            Some((last, at)) if last == server && now - *at < SAME_DEATH => return,
+            Some((last, _)) if last == server => OF_THE_SAME,
+            _ => OF_ANOTHER,
+        };
+        self.last = Some((server.clone(), now));
     }
 
     /// Whether another member would have to be risked.
     pub(super) fn are_too_many(&self) -> bool {
-        self.count > BROKE_MAX
+        self.weight > BORNE
     }
 }
 
@@ -59,10 +64,12 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_dies_of_it_again_after_its_start_is_not_asked_a_third_time() {
+    fn a_member_that_dies_again_after_its_start_is_asked_a_third_time_and_not_a_fourth() {
         let (mut deaths, begin) = (Deaths::default(), Instant::now());
         deaths.add(Some(&member("s1")), begin);
         deaths.add(Some(&member("s1")), begin + Duration::from_secs(2));
+        assert!(!deaths.are_too_many());
+        deaths.add(Some(&member("s1")), begin + Duration::from_secs(4));
         assert!(deaths.are_too_many());
     }
 }
