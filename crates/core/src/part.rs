@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::AssignedVolume;
+use crate::big_change::BigChange;
 use crate::desired::{Database, DatabaseLimits};
 use crate::id::{Digest, Domain, InstanceId, ServerId, SiteName};
 use crate::observed::SeenVolume;
@@ -114,6 +115,13 @@ pub struct SqlPart {
     pub member: Option<SocketAddr>,
     /// Sites that this server's member may serve now, with the epoch: relays for others are refused.
     pub writes_for: BTreeMap<SiteName, u64>,
+}
+
+/// What `kopek sql` tells the agent, at once on a change.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SqlReport {
+    /// Of the pool's line, if this server keeps it: those that run, wait, or have ended lately.
+    pub big_changes: Vec<BigChange>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

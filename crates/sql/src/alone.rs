@@ -35,6 +35,7 @@ use crate::session::{Bounds, Sites, first_shape};
 use crate::threads::Threads;
 use crate::token::Slots;
 pub use crate::token::Tokens;
+use crate::turn::Turns;
 use crate::warm::part_with;
 use crate::writer::{account_of, writer_of};
 
@@ -96,6 +97,7 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
             reach,
             tls,
             threads: Threads::default(),
+            turns: Turns::default(),
         };
         let slots = Slots::new(server, 0);
         if manners.tokens == Tokens::Kept {

@@ -14,6 +14,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kopek_statement::{Kind, Marks, Reading, adapted, read, with_row_count};
 use tokio::time::sleep;
 
+use self::turn::Awaited;
 use super::attempt::{Ending, Shown, Withhold, is_passing};
 use super::change::Looked;
 use super::repeat::{Fate, Former};
@@ -33,6 +34,7 @@ use crate::transaction::now_micros;
 
 mod keep;
 mod note;
+mod turn;
 mod write_alone;
 
 /// Nothing is repeated more often than this after lost writers.
@@ -115,6 +117,10 @@ impl Session {
         if work.effect.needs_files {
             self.sites.barrier.settled(&self.site).await;
         }
+        let turn = match Box::pin(self.await_turn(work)).await? {
+            Awaited::Go(turn) => turn,
+            Awaited::Told(said) => return Ok(said),
+        };
         let changes_beginnings = work.reading.as_ref().is_some_and(changes_beginnings);
         if changes_beginnings {
             self.sites.warm.forget(&self.site);
@@ -123,6 +129,9 @@ impl Session {
             true => Box::pin(self.write_alone(work)).await?,
             false => self.execute(work).await?,
         };
+        if let Some(turn) = turn {
+            turn.end(said.error.unwrap_or(0)).await;
+        }
         if changes_beginnings {
             self.sites.warm.forget(&self.site);
         }
