@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Child;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::ground::{Cell, Member, SOON, Server, address, answer_of, client, client_command, site, until};
+use crate::ground::{Cell, Member, SOON, Server, address, answer_of, client_command, site, until};
 use crate::pair::{pair, running};
 
 /// More rows than a table may have that is changed at once.
@@ -25,8 +25,12 @@ async fn has_big_table(member: &Member, name: &str) {
         .await;
 }
 
+async fn client(socket: &Path, user: &str, statements: &str) -> Result<String, String> {
+    crate::ground::client(socket, user, &format!("USE {user}; {statements}")).await
+}
+
 fn changing(socket: &Path, user: &str, statements: &str) -> Child {
-    client_command(socket, user, statements).stdout(Stdio::piped()).spawn().unwrap()
+    client_command(socket, user, &format!("USE {user}; {statements}")).stdout(Stdio::piped()).spawn().unwrap()
 }
 
 async fn outcome(child: Child) -> Result<String, String> {
