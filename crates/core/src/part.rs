@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::assignment::AssignedVolume;
 use crate::big_change::BigChange;
 use crate::desired::{Database, DatabaseLimits};
-use crate::id::{Digest, Domain, InstanceId, ServerId, SiteName};
+use crate::id::{Digest, Domain, InstanceId, PoolName, ServerId, SiteName};
 use crate::observed::SeenVolume;
 
 /// For `kopek edge`.
@@ -133,6 +133,9 @@ pub struct SqlSite {
     pub database: Option<Database>,
     #[serde(default)]
     pub limits: DatabaseLimits,
+    /// Its changes of big tables take turns with those of the same pool.
+    #[serde(default = "PoolName::first")]
+    pub pool: PoolName,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

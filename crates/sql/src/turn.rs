@@ -2,8 +2,8 @@
 //! (Galera's total order isolation), and several of them one upon the other stopped everybody for their sum.
 //!
 //! ```text
-//!  session ── of the same server ──────────────► keeper: the sql on the first server, by name, of those
-//!     └────── mutual TLS, Preamble::SqlTurn ────►        that carry writers; its line is in memory
+//!  session ── of the same server ──────────────► keeper: the sql on the first server, by name, of those that
+//!     └────── mutual TLS, Preamble::SqlTurn ────►        carry writers of the site's pool; its line is in memory
 //! ```
 //! A turn is a connection: it is over when its holder says so or dies. The line only orders, it protects nothing:
 //! when its keeper dies, the next keeper begins with an empty one, and when no keeper can be reached for
@@ -142,7 +142,8 @@ pub(crate) async fn take(ways: Ways, site: SiteName, table: String) -> Turn {
     let mut part = ways.part.clone();
     let mut reached_at = Instant::now();
     loop {
-        let Some((keeper, is_here)) = keeper_of(&part.borrow_and_update()) else { return Turn(Way::None) };
+        let keeper = keeper_of(&part.borrow_and_update(), &site);
+        let Some((keeper, is_here)) = keeper else { return Turn(Way::None) };
         let asking = async {
             match is_here {
                 true => Ok(ways.turns.take(site.clone(), table.clone()).await.map_or(Way::None, Way::Here)),
@@ -150,7 +151,8 @@ pub(crate) async fn take(ways: Ways, site: SiteName, table: String) -> Turn {
             }
         };
         let is_other = |part: &Option<SqlPart>| {
-            keeper_of(part).is_none_or(|(now, _)| now.server != keeper.server || now.relay != keeper.relay)
+            keeper_of(part, &site)
+                .is_none_or(|(now, _)| now.server != keeper.server || now.relay != keeper.relay)
         };
         tokio::select! {
             asked = asking => match asked {
@@ -185,11 +187,13 @@ async fn ask(
     Ok(Way::There(Box::new(stream)))
 }
 
-/// The keeper by this server's part, and whether this server is it. Every server sees the same writers, but for the
-/// moments in which they change.
-fn keeper_of(part: &Option<SqlPart>) -> Option<(RoutedWriter, bool)> {
+/// The keeper for a site by this server's part, and whether this server is it. Every server sees the same writers, but
+/// for the moments in which they change. No server carries members of two pools, so none keeps the line of two.
+fn keeper_of(part: &Option<SqlPart>, site: &SiteName) -> Option<(RoutedWriter, bool)> {
     let part = part.as_ref()?;
-    let writers = part.sites.values().filter_map(|site| site.writer.as_ref());
+    let pool = &part.sites.get(site)?.pool;
+    let of_pool = part.sites.values().filter(|site| site.pool == *pool);
+    let writers = of_pool.filter_map(|site| site.writer.as_ref());
     let first = writers.min_by(|one, other| one.server.cmp(&other.server))?;
     Some((first.clone(), first.server == part.server))
 }
@@ -213,8 +217,8 @@ pub(crate) async fn tell(turns: Turns, report: mpsc::Sender<serde_json::Value>) 
 
 #[cfg(test)]
 mod tests {
-    use kopek_core::ServerId;
     use kopek_core::part::SqlSite;
+    use kopek_core::{PoolName, ServerId};
     use tokio::time::timeout;
 
     use super::*;
@@ -255,26 +259,47 @@ mod tests {
     }
 
     #[test]
-    fn the_first_server_that_carries_a_writer_keeps_the_line() {
-        let writer = |name: &str| {
-            let relay = "10.0.0.1:7403".parse().unwrap();
-            Some(RoutedWriter { server: ServerId::parse(name).unwrap(), relay, epoch: 1, former: None })
+    fn the_first_server_that_carries_a_writer_keeps_the_line_of_its_pool() {
+        let server = |name: &str| ServerId::parse(name).unwrap();
+        let sql_site = |pool: &str, writer: Option<&str>| SqlSite {
+            number: 1,
+            writer: writer.map(|name| RoutedWriter {
+                server: server(name),
+                relay: "10.0.0.1:7403".parse().unwrap(),
+                epoch: 1,
+                former: None,
+            }),
+            database: None,
+            limits: Default::default(),
+            pool: PoolName::parse(pool).unwrap(),
         };
-        let sites = [("blog", writer("s3")), ("shop", writer("s2")), ("wiki", None)].map(|(name, writer)| {
-            (site(name), SqlSite { number: 1, writer, database: None, limits: Default::default() })
-        });
+        let sites = [
+            ("blog", sql_site("first", Some("s3"))),
+            ("shop", sql_site("first", Some("s2"))),
+            ("wiki", sql_site("first", None)),
+            ("forum", sql_site("second", Some("s1"))),
+            ("empty", sql_site("third", None)),
+        ];
         let mut part = SqlPart {
-            server: ServerId::parse("s2").unwrap(),
-            sites: sites.into(),
+            server: server("s2"),
+            sites: sites.map(|(name, sql_site)| (site(name), sql_site)).into(),
             listeners: Default::default(),
             member: None,
             writes_for: Default::default(),
         };
-        assert!(
-            matches!(keeper_of(&Some(part.clone())), Some((keeper, true)) if keeper.server.as_str() == "s2")
-        );
-        part.server = ServerId::parse("s1").unwrap();
-        assert!(matches!(keeper_of(&Some(part)), Some((keeper, false)) if keeper.server.as_str() == "s2"));
-        assert!(keeper_of(&None).is_none());
+        let keeper = |part: &SqlPart, of: &str| {
+            let (keeper, is_here) = keeper_of(&Some(part.clone()), &site(of))?;
+            Some((keeper.server.to_string(), is_here))
+        };
+        for of in ["blog", "shop", "wiki"] {
+            assert_eq!(keeper(&part, of), Some(("s2".into(), true)), "{of}");
+        }
+        assert_eq!(keeper(&part, "forum"), Some(("s1".into(), false)));
+        part.server = server("s1");
+        assert_eq!(keeper(&part, "blog"), Some(("s2".into(), false)));
+        assert_eq!(keeper(&part, "forum"), Some(("s1".into(), true)));
+        assert_eq!(keeper(&part, "empty"), None);
+        assert_eq!(keeper(&part, "unknown"), None);
+        assert!(keeper_of(&None, &site("blog")).is_none());
     }
 }

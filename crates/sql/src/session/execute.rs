@@ -117,9 +117,12 @@ impl Session {
         if work.effect.needs_files {
             self.sites.barrier.settled(&self.site).await;
         }
-        let turn = match Box::pin(self.await_turn(work)).await? {
-            Awaited::Go(turn) => turn,
-            Awaited::Told(said) => return Ok(said),
+        let turn = match self.tables_rebuilt_by(work) {
+            tables if tables.is_empty() => None,
+            tables => match Box::pin(self.await_turn(&tables)).await? {
+                Awaited::Go(turn) => turn,
+                Awaited::Told(said) => return Ok(said),
+            },
         };
         let changes_beginnings = work.reading.as_ref().is_some_and(changes_beginnings);
         if changes_beginnings {

@@ -43,22 +43,12 @@ struct Big {
 }
 
 impl Session {
-    pub(super) async fn await_turn(&mut self, work: &Work) -> Result<Awaited, End> {
-        let tables = self.tables_rebuilt_by(work);
-        let has_locks = self.transaction.is_open && self.transaction.has_written;
-        if tables.is_empty() || has_locks || self.sites.manners.texts == Texts::AsTheyAre {
-            return Ok(Awaited::Go(None));
-        }
-        self.ready().await?;
-        match self.big_one(&tables).await {
-            Some(Big { patience, table }) => self.wait_in_line(patience, table).await,
-            None => Ok(Awaited::Go(None)),
-        }
-    }
-
-    fn tables_rebuilt_by(&self, work: &Work) -> Vec<TableName> {
+    /// Those for which a turn may be needed, if they are big.
+    pub(super) fn tables_rebuilt_by(&self, work: &Work) -> Vec<TableName> {
         let Some(reading) = &work.reading else { return Vec::new() };
-        if work.effect.repeat != Repeat::Never {
+        let has_locks = self.transaction.is_open && self.transaction.has_written;
+        let is_alone = self.sites.manners.texts == Texts::AsTheyAre;
+        if work.effect.repeat != Repeat::Never || has_locks || is_alone {
             return Vec::new();
         }
         let text = match work.command.kind() {
@@ -70,6 +60,14 @@ impl Session {
             _ => return Vec::new(),
         };
         rebuilt_tables(text, reading, self.dialect())
+    }
+
+    pub(super) async fn await_turn(&mut self, tables: &[TableName]) -> Result<Awaited, End> {
+        self.ready().await?;
+        match self.big_one(tables).await {
+            Some(Big { patience, table }) => self.wait_in_line(patience, table).await,
+            None => Ok(Awaited::Go(None)),
+        }
     }
 
     /// Asked on the session's own connection, which knows its schema and settings. What the question makes the
