@@ -217,6 +217,7 @@ impl Machine {
             vips: self.vips.iter().copied().collect(),
             disk_free: Bytes::mib(100_000),
             memory_free: Bytes::mib(1_000),
+            big_changes: Vec::new(),
         }
     }
 }

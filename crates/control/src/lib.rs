@@ -10,6 +10,7 @@
 
 mod active;
 mod api;
+mod big_changes;
 pub mod founding;
 mod lines;
 mod reconcile;

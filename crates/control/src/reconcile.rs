@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::active::Active;
+use crate::big_changes::{self, Told};
 use crate::lines::Lines;
 use crate::state::{CellState, put};
 use crate::view::View;
@@ -37,6 +38,7 @@ pub async fn reconcile(active: &Active, view: &watch::Sender<Arc<View>>) -> Resu
     let mut state = Arc::new(state);
     let mut lines = Lines::new(active.api.clone(), Arc::clone(&active.reports));
     let mut blocked = BTreeSet::new();
+    let mut told = Told::default();
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
@@ -55,7 +57,7 @@ pub async fn reconcile(active: &Active, view: &watch::Sender<Arc<View>>) -> Resu
             _ = tick.tick() => {}
         }
         lines.hold(state.desired.servers.values());
-        let converged = settle(active, &mut state, &mut blocked).await?;
+        let converged = settle(active, &mut state, &mut blocked, &mut told).await?;
         view.send_replace(Arc::new(View {
             state: Arc::clone(&state),
             observed: observed(active, &state),
@@ -70,6 +72,7 @@ async fn settle(
     active: &Active,
     state: &mut Arc<CellState>,
     blocked: &mut BTreeSet<String>,
+    told: &mut Told,
 ) -> Result<bool, StoreError> {
     for _ in 0..ROUNDS_MAX {
         let observed = observed(active, state);
@@ -77,6 +80,8 @@ async fn settle(
         let plan = plan::plan(&state.desired, &state.placed, &observed, now);
         let mut events = step_events(&plan, now);
         events.extend(newly_blocked(&plan, blocked, now));
+        let (news, now_told) = big_changes::news(&observed, told, now);
+        events.extend(news);
         let decided = decisions(state, &plan);
         if !decided.is_empty() || !events.is_empty() {
             let mut ops = decided;
@@ -85,6 +90,7 @@ async fn settle(
                 return Ok(false);
             }
         }
+        *told = now_told;
         let derived = derivations(state, &observed);
         let has_derived = !derived.is_empty();
         if has_derived && !write(active, state, derived).await? {

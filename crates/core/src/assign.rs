@@ -131,8 +131,8 @@ pub fn routes(
         .collect()
 }
 
-/// `route` with the generation to write it under, and the site's account and limits beside it; `None` if `previous` says
-/// the same.
+/// `route` with the generation to write it under, and the site's account, limits and pool beside it; `None` if `previous`
+/// says the same.
 pub fn stored_route(previous: Option<&StoredRoute>, route: Route, site: &Site) -> Option<StoredRoute> {
     let generation = previous.map_or(0, |p| p.generation);
     let next = StoredRoute {
@@ -140,6 +140,7 @@ pub fn stored_route(previous: Option<&StoredRoute>, route: Route, site: &Site) -
         route,
         database: site.database.clone(),
         database_limits: site.database_limits,
+        pool: site.pool.clone(),
     };
     (previous != Some(&next)).then_some(StoredRoute { generation: generation + 1, ..next })
 }

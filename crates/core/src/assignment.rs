@@ -107,4 +107,7 @@ pub struct StoredRoute {
     pub database: Option<Database>,
     #[serde(default)]
     pub database_limits: DatabaseLimits,
+    /// Carries the database.
+    #[serde(default = "PoolName::first")]
+    pub pool: PoolName,
 }

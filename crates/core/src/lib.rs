@@ -11,6 +11,7 @@
 pub mod api;
 pub mod assign;
 pub mod assignment;
+pub mod big_change;
 pub mod check;
 pub mod config;
 pub mod converge;

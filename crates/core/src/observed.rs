@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::AssignedVolume;
+use crate::big_change::BigChange;
 use crate::desired::Site;
 use crate::id::{Digest, InstanceId, PoolName, ServerId, SiteName};
 use crate::units::{Bytes, Load, Moment};
@@ -49,6 +50,9 @@ pub struct Report {
     pub vips: Vec<std::net::IpAddr>,
     pub disk_free: Bytes,
     pub memory_free: Bytes,
+    /// Of the pool's line, if this server keeps it.
+    #[serde(default)]
+    pub big_changes: Vec<BigChange>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

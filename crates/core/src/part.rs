@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::AssignedVolume;
+use crate::big_change::BigChange;
 use crate::desired::{Database, DatabaseLimits};
-use crate::id::{Digest, Domain, InstanceId, ServerId, SiteName};
+use crate::id::{Digest, Domain, InstanceId, PoolName, ServerId, SiteName};
 use crate::observed::SeenVolume;
 
 /// For `kopek edge`.
@@ -116,6 +117,13 @@ pub struct SqlPart {
     pub writes_for: BTreeMap<SiteName, u64>,
 }
 
+/// What `kopek sql` tells the agent, at once on a change.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SqlReport {
+    /// Of the pool's line, if this server keeps it: those that run, wait, or have ended lately.
+    pub big_changes: Vec<BigChange>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SqlSite {
     pub number: u32,
@@ -125,6 +133,9 @@ pub struct SqlSite {
     pub database: Option<Database>,
     #[serde(default)]
     pub limits: DatabaseLimits,
+    /// Its changes of big tables take turns with those of the same pool.
+    #[serde(default = "PoolName::first")]
+    pub pool: PoolName,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

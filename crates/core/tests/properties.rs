@@ -148,6 +148,7 @@ fn ten_thousand_sites_on_a_hundred_servers_are_placed_by_one_plan() {
             vips: Vec::new(),
             disk_free: Bytes(0),
             memory_free: Bytes(0),
+            big_changes: Vec::new(),
         };
         (name.clone(), Seen { at: now, report })
     };

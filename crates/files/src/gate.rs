@@ -133,7 +133,7 @@ impl Gate {
         match preamble.map_err(|_| GateError::Silent)?? {
             Preamble::Gate { instance } => self.serve_instance(stream, &instance).await,
             Preamble::Tree { digest } => self.serve_tree(stream, &digest).await,
-            Preamble::Sql { site, .. } | Preamble::SqlClose { site, .. } => {
+            Preamble::Sql { site, .. } | Preamble::SqlClose { site, .. } | Preamble::SqlTurn { site, .. } => {
                 refuse(stream, format!("this is the gate; the database of {site} is behind the sql relay"))
                     .await
             }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kopek_core::config::Dirs;
-use kopek_core::part::{EdgePart, FilesPart, FilesReport, SqlPart};
+use kopek_core::part::{EdgePart, FilesPart, FilesReport, SqlPart, SqlReport};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -76,6 +76,7 @@ pub struct Parts {
 struct Shelf {
     outlets: BTreeMap<&'static str, Outlet>,
     files_report: watch::Sender<FilesReport>,
+    sql_report: watch::Sender<SqlReport>,
 }
 
 struct Outlet {
@@ -101,6 +102,7 @@ impl Parts {
         let shelf = Arc::new(Shelf {
             outlets: outlets.into(),
             files_report: watch::Sender::new(FilesReport::default()),
+            sql_report: watch::Sender::new(SqlReport::default()),
         });
         let serving = tokio::spawn(accept_followers(listener, shelf.clone()));
         Ok(Parts { shelf, serving })
@@ -123,6 +125,11 @@ impl Parts {
     /// What `kopek files` said last; the empty report before it said anything.
     pub fn files_report(&self) -> watch::Receiver<FilesReport> {
         self.shelf.files_report.subscribe()
+    }
+
+    /// What `kopek sql` said last; the empty report before it said anything.
+    pub fn sql_report(&self) -> watch::Receiver<SqlReport> {
+        self.shelf.sql_report.subscribe()
     }
 
     /// Whether the process that follows the part `name` is connected.
@@ -206,8 +213,10 @@ async fn send_parts(mut write: OwnedWriteHalf, outlet: &Outlet) -> io::Result<()
 async fn take_reports(read: &mut (impl AsyncBufRead + Unpin), name: &str, shelf: &Shelf) -> io::Result<()> {
     loop {
         let line = read_line(read).await?;
-        if name == FilesPart::NAME {
-            shelf.files_report.send_replace(parse(&line)?);
+        match name {
+            FilesPart::NAME => drop(shelf.files_report.send_replace(parse(&line)?)),
+            SqlPart::NAME => drop(shelf.sql_report.send_replace(parse(&line)?)),
+            _ => {}
         }
     }
 }

@@ -21,6 +21,9 @@ pub enum Preamble {
     /// The site has another writer: no connection of this epoch or an earlier one may go on. Opened once they
     /// have all ended.
     SqlClose { site: SiteName, epoch: u64 },
+    /// The site asks for the pool's turn at a big table. Opened at once; one byte comes with the turn, and two bytes
+    /// that the caller sends end it: the member's error code, 0 for none. The connection's end ends it too.
+    SqlTurn { site: SiteName, table: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

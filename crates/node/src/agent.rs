@@ -23,7 +23,7 @@ use kopek_core::assignment::{AssignedMember, AssignedVip, Assignment, Start};
 use kopek_core::config::{AGENT_PORT, Dirs, ServerConfig};
 use kopek_core::converge::{self, HostAction, converge};
 use kopek_core::observed::{Health, MemberState, Report, SeenMember};
-use kopek_core::part::FilesReport;
+use kopek_core::part::{FilesReport, SqlReport};
 use kopek_instance::network::NetworkError;
 use kopek_link::clock::now;
 use kopek_link::http::Api;
@@ -160,18 +160,22 @@ struct Agent {
 impl Agent {
     async fn work(mut self, mut words: mpsc::Receiver<Word>) -> Result<Infallible, AgentError> {
         let mut files = self.parts.files_report();
+        let mut sql = self.parts.sql_report();
         let mut seen_member = self.member.seen();
         let mut measure = tokio::time::interval(MEASURE_EVERY);
         let mut dead = BTreeSet::new();
         loop {
             self.evict_newly_dead(&mut dead);
-            self.settle(&files.borrow_and_update().clone(), seen_member.borrow_and_update().clone());
+            let (files_report, sql_report) =
+                (files.borrow_and_update().clone(), sql.borrow_and_update().clone());
+            self.settle(&files_report, sql_report, seen_member.borrow_and_update().clone());
             let next_start = self.instances().next_start();
             tokio::select! {
                 Ok(()) = self.feed.assignment.changed() => {}
                 Ok(()) = self.feed.confirmed.changed() => {}
                 Ok(()) = self.feed.routes.changed() => {}
                 Ok(()) = files.changed() => {}
+                Ok(()) = sql.changed() => {}
                 Ok(()) = seen_member.changed() => {}
                 Ok(()) = self.edge.changed() => {}
                 Ok(()) = self.held.changed() => {}
@@ -203,7 +207,7 @@ impl Agent {
     }
 
     /// Does what follows from all that is known now, hands out the parts, and reports.
-    fn settle(&self, files: &FilesReport, member: Option<SeenMember>) {
+    fn settle(&self, files: &FilesReport, sql: SqlReport, member: Option<SeenMember>) {
         let assignment = self.feed.assignment.borrow().clone();
         let routes: Option<Routes> = self.feed.routes.borrow().clone();
         let mut instances = self.instances();
@@ -247,7 +251,7 @@ impl Agent {
             }
             changed
         });
-        let report = self.report(assigned, &instances, files, member);
+        let report = self.report(assigned, &instances, files, sql, member);
         self.to_report.send_if_modified(|last| {
             let changed = last.as_ref() != Some(&report);
             *last = Some(report);
@@ -265,6 +269,7 @@ impl Agent {
         assignment: Option<&Assignment>,
         instances: &Instances,
         files: &FilesReport,
+        sql: SqlReport,
         member: Option<SeenMember>,
     ) -> Report {
         let vips: BTreeSet<IpAddr> = self.held.borrow().iter().copied().collect();
@@ -280,6 +285,7 @@ impl Agent {
             vips: vips.into_iter().collect(),
             disk_free: machine::disk_free(&self.config.dirs.state),
             memory_free: machine::memory_free(),
+            big_changes: sql.big_changes,
         }
     }
 

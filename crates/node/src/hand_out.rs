@@ -44,9 +44,10 @@ pub fn sql_part(
 ) -> SqlPart {
     let sites = routes
         .iter()
-        .map(|(site, StoredRoute { route, database, database_limits, .. })| {
-            let (writer, database) = (route.writer.clone(), database.clone());
-            (site.clone(), SqlSite { number: route.number, writer, database, limits: *database_limits })
+        .map(|(site, StoredRoute { route, database, database_limits, pool, .. })| {
+            let (number, writer, database) = (route.number, route.writer.clone(), database.clone());
+            let (limits, pool) = (*database_limits, pool.clone());
+            (site.clone(), SqlSite { number, writer, database, limits, pool })
         })
         .collect();
     let may_serve =
@@ -62,6 +63,7 @@ pub fn sql_part(
 
 #[cfg(test)]
 mod tests {
+    use kopek_core::PoolName;
     use kopek_core::desired::{Database, DatabaseLimits};
     use kopek_core::part::{Route, RoutedWriter};
 
@@ -83,7 +85,8 @@ mod tests {
         let [name, user, password] = ["wp", name, "hidden"].map(str::to_owned);
         let database = Some(Database { name, user, password });
         let database_limits = DatabaseLimits { connections: Some(number), ..DatabaseLimits::default() };
-        (site, StoredRoute { generation: 1, route, database, database_limits })
+        let pool = PoolName::parse("second").unwrap();
+        (site, StoredRoute { generation: 1, route, database, database_limits, pool })
     }
 
     #[test]
@@ -123,10 +126,11 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_of_a_sites_database_reach_sql() {
+    fn the_limits_and_the_pool_of_a_sites_database_reach_sql() {
         let routes = BTreeMap::from([route("blog", 5, None)]);
         let sql = sql_part(&server("s1"), None, &routes, BTreeMap::new(), None);
-        assert_eq!(sql.sites.values().next().unwrap().limits.connections, Some(5));
+        let site = sql.sites.values().next().unwrap();
+        assert_eq!((site.limits.connections, site.pool.as_str()), (Some(5), "second"));
     }
 
     #[test]

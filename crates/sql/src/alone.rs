@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use kopek_core::desired::Database;
 use kopek_core::part::{RoutedWriter, SqlPart, SqlSite};
-use kopek_core::{ServerId, SiteName};
+use kopek_core::{PoolName, ServerId, SiteName};
 use kopek_link::Identity;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::{Builder, LocalOptions};
@@ -35,6 +35,7 @@ use crate::session::{Bounds, Sites, first_shape};
 use crate::threads::Threads;
 use crate::token::Slots;
 pub use crate::token::Tokens;
+use crate::turn::Turns;
 use crate::warm::part_with;
 use crate::writer::{account_of, writer_of};
 
@@ -72,11 +73,9 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let writer = RoutedWriter { server: server.clone(), relay: nowhere, epoch: 1, former: None };
         let sites = endpoints.keys().map(|site| {
-            let writer = Some(writer.clone());
-            (
-                site.clone(),
-                SqlSite { number: 1, writer, database: Some(account.clone()), limits: Default::default() },
-            )
+            let (writer, database) = (Some(writer.clone()), Some(account.clone()));
+            let (limits, pool) = (Default::default(), PoolName::first());
+            (site.clone(), SqlSite { number: 1, writer, database, limits, pool })
         });
         let part = SqlPart {
             server: server.clone(),
@@ -96,6 +95,7 @@ pub fn serve(alone: Alone, ready: impl FnOnce()) -> io::Result<()> {
             reach,
             tls,
             threads: Threads::default(),
+            turns: Turns::default(),
         };
         let slots = Slots::new(server, 0);
         if manners.tokens == Tokens::Kept {

@@ -23,6 +23,7 @@ use crate::member::{Reach, join};
 use crate::packet::{ServerError, command, command_packet, ok_status, put_packet};
 use crate::relay::notice_dead_peers;
 use crate::threads::Threads;
+use crate::turn::Turns;
 use crate::wire::Wire;
 use crate::writer;
 
@@ -88,6 +89,7 @@ pub(crate) struct Ways {
     /// For clients that want TLS on their own connection.
     pub(crate) tls: TlsAcceptor,
     pub(crate) threads: Threads,
+    pub(crate) turns: Turns,
 }
 
 impl Backend {

@@ -45,6 +45,7 @@ mod status;
 mod threads;
 mod token;
 mod transaction;
+mod turn;
 mod warm;
 mod wire;
 mod worker;
@@ -65,6 +66,7 @@ use crate::lease::Lease;
 use crate::member::Reach;
 use crate::status::Status;
 use crate::threads::Threads;
+use crate::turn::Turns;
 
 /// What the agent said last; nothing before it said anything.
 type Following = watch::Receiver<Option<SqlPart>>;
@@ -90,8 +92,10 @@ pub async fn run(dirs: Dirs, config: ServerConfig) -> Result<(), SqlError> {
     let following = follow::<SqlPart>(&dirs);
     let tls = identity.open_acceptor();
     let (part, fences) = (following.part.clone(), Fences::default());
-    let threads = Threads::default();
-    let ways = Ways { identity, part, fences, lease: Lease::default(), reach: Reach::Cell, tls, threads };
+    let (threads, turns) = (Threads::default(), Turns::default());
+    tokio::spawn(turn::tell(turns.clone(), following.report));
+    let ways =
+        Ways { identity, part, fences, lease: Lease::default(), reach: Reach::Cell, tls, threads, turns };
     let path = dirs.sql_socket();
     let asked = status::bind(&path).map_err(|source| SqlError::Status { path, source })?;
     let workers = worker::start(&ways, &config.name).map_err(SqlError::Thread)?;

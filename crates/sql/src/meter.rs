@@ -250,6 +250,7 @@ impl Drop for Client {
 
 #[cfg(test)]
 mod tests {
+    use kopek_core::PoolName;
     use kopek_core::part::{SqlPart, SqlSite};
     use tokio::sync::watch;
 
@@ -260,7 +261,7 @@ mod tests {
     }
 
     fn part(limits: DatabaseLimits) -> Option<SqlPart> {
-        let blog = SqlSite { number: 5, writer: None, database: None, limits };
+        let blog = SqlSite { number: 5, writer: None, database: None, limits, pool: PoolName::first() };
         Some(SqlPart {
             server: kopek_core::ServerId::parse("s1").unwrap(),
             sites: BTreeMap::from([(site(), blog)]),

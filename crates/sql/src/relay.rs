@@ -103,6 +103,10 @@ impl Relay {
                 send_welcome(&mut stream, &Welcome::Open { bytes: None }).await?;
                 return Ok(());
             }
+            (Some(Peer::Server(_)), Preamble::SqlTurn { site, table }) => {
+                send_welcome(&mut stream, &Welcome::Open { bytes: None }).await?;
+                return self.ways.turns.serve(site, table, &mut stream).await.map_err(RelayError::Broken);
+            }
             (Some(Peer::Server(_)), _) => "this port relays database connections only".to_owned(),
             (_, _) => "only servers of the cell may relay".to_owned(),
         };

@@ -21,6 +21,7 @@ mod lex;
 mod marks;
 mod partition;
 mod read;
+mod rebuild;
 mod rewrite;
 mod table;
 mod word;
@@ -29,6 +30,7 @@ pub use changed::changed_table;
 pub use digest::{Digest, normalised};
 pub use marks::Marks;
 pub use read::{Kind, Reading, read};
+pub use rebuild::{TableName, rebuilt_tables};
 pub use rewrite::{adapted, with_row_count};
 
 /// How the session's sql_mode changes the lexer.

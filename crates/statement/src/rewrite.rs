@@ -92,7 +92,7 @@ pub fn with_row_count(text: &[u8], dialect: Dialect, rows: i64) -> Option<Vec<u8
 }
 
 /// What stands behind an edit must be read as before, so nothing may be open at the end.
-fn tokens_of(text: &[u8], dialect: Dialect) -> Option<Vec<Token>> {
+pub fn tokens_of(text: &[u8], dialect: Dialect) -> Option<Vec<Token>> {
     let mut lexer = Lexer::new(text, dialect);
     let tokens = (text.len() <= TEXT_MAX).then(|| lexer.by_ref().collect())?;
     (!lexer.unfinished).then_some(tokens)

@@ -56,7 +56,7 @@ pub fn table_edits(statement: &[Token], text: &[u8], edits: &mut Vec<Edit>) {
 }
 
 /// SET STATEMENT default_storage_engine=MyISAM FOR CREATE TABLE …
-fn behind_set_statement(statement: &[Token]) -> &[Token] {
+pub fn behind_set_statement(statement: &[Token]) -> &[Token] {
     let [set, to_set, ..] = statement else { return statement };
     if set.word != Word::Set || to_set.word != Word::Statement {
         return statement;

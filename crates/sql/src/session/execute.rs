@@ -14,6 +14,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use kopek_statement::{Kind, Marks, Reading, adapted, read, with_row_count};
 use tokio::time::sleep;
 
+use self::turn::Awaited;
 use super::attempt::{Ending, Shown, Withhold, is_passing};
 use super::change::Looked;
 use super::repeat::{Fate, Former};
@@ -34,6 +35,7 @@ use crate::transaction::now_micros;
 mod deaths;
 mod keep;
 mod note;
+mod turn;
 mod write_alone;
 
 use deaths::Deaths;
@@ -115,6 +117,13 @@ impl Session {
         if work.effect.needs_files {
             self.sites.barrier.settled(&self.site).await;
         }
+        let turn = match self.tables_rebuilt_by(work) {
+            tables if tables.is_empty() => None,
+            tables => match Box::pin(self.await_turn(&tables)).await? {
+                Awaited::Go(turn) => turn,
+                Awaited::Told(said) => return Ok(said),
+            },
+        };
         let changes_beginnings = work.reading.as_ref().is_some_and(changes_beginnings);
         if changes_beginnings {
             self.sites.warm.forget(&self.site);
@@ -123,6 +132,9 @@ impl Session {
             true => Box::pin(self.write_alone(work)).await?,
             false => self.execute(work).await?,
         };
+        if let Some(turn) = turn {
+            turn.end(said.error.unwrap_or(0)).await;
+        }
         if changes_beginnings {
             self.sites.warm.forget(&self.site);
         }

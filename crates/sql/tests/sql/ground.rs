@@ -11,7 +11,7 @@ use std::time::Duration;
 use kopek_core::config::{Dirs, SQL_PORT, ServerConfig};
 use kopek_core::desired::{Database, DatabaseLimits};
 use kopek_core::part::{FormerWriter, RoutedWriter, SqlListener, SqlPart, SqlSite};
-use kopek_core::{InstanceId, ServerId, SiteName};
+use kopek_core::{InstanceId, PoolName, ServerId, SiteName};
 use kopek_link::{CellAuthority, Csr, Identity, Parts};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
@@ -293,9 +293,8 @@ impl Server {
         let number = if name == "blog" { 5 } else { 6 };
         let [schema, user, password] = [name, name, "secret"].map(str::to_owned);
         let database = Some(Database { name: schema, user, password });
-        self.part
-            .sites
-            .insert(site(name), SqlSite { number, writer: routed, database, limits: Default::default() });
+        let (limits, pool) = (DatabaseLimits::default(), PoolName::first());
+        self.part.sites.insert(site(name), SqlSite { number, writer: routed, database, limits, pool });
         match writer {
             Some((number, epoch)) if number == self.number => self.part.writes_for.insert(site(name), epoch),
             _ => self.part.writes_for.remove(&site(name)),
