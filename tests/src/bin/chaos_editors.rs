@@ -8,6 +8,8 @@ use clap::Parser;
 use kopek_tests::editors::hour::{self, Length};
 use kopek_tests::rack::Rack;
 
+/// Of each site.
+const EDITORS: usize = 2;
 const SERVERS: usize = 3;
 
 /// WordPress and MediaWiki are installed and edited while the writers of their databases are killed
@@ -36,7 +38,7 @@ async fn main() -> ExitCode {
 async fn run(options: &Options) -> Result<usize> {
     let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let rack = Rack::up(SERVERS).await?;
-    let told = hour::run(&rack, seed, Length::Minutes(options.minutes)).await;
+    let told = hour::run(&rack, seed, EDITORS, Length::Minutes(options.minutes)).await;
     if told.is_err() {
         rack.tell_last().await;
     }

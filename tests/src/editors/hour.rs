@@ -35,9 +35,9 @@ pub enum Length {
     Minutes(u64),
 }
 
-/// Prints what it does as it goes. Fails when the rack does not come back or the editors are not served any more;
+/// `editors`: of each site, at most 2. Prints what it does as it goes. Fails when the rack does not come back or the editors are not served any more;
 /// error pages are in what it gives back.
-pub async fn run(rack: &Rack, seed: u64, length: Length) -> Result<Seen> {
+pub async fn run(rack: &Rack, seed: u64, editors: usize, length: Length) -> Result<Seen> {
     println!("seed {seed}");
     let tally = Arc::new(Tally::new());
     let mut random = StdRng::seed_from_u64(seed);
@@ -53,7 +53,7 @@ pub async fn run(rack: &Rack, seed: u64, length: Length) -> Result<Seen> {
     install_wiki(&mut strikes, &wiki, &tally, wiki_tree.path()).await?;
     told("MediaWiki is installed, by its web installer");
 
-    let people = People::gather(&blog, &wiki, &tally, &mut random).await?;
+    let people = People::gather(editors, &blog, &wiki, &tally, &mut random).await?;
     let leaving = Arc::new(AtomicBool::new(false));
     let working = people.work(&leaving);
     let struck = strike_on(&mut strikes, &mut random, length, &told).await;
@@ -184,9 +184,15 @@ struct People {
 }
 
 impl People {
-    async fn gather(blog: &Place, wiki: &Place, tally: &Arc<Tally>, random: &mut StdRng) -> Result<People> {
+    async fn gather(
+        editors: usize,
+        blog: &Place,
+        wiki: &Place,
+        tally: &Arc<Tally>,
+        random: &mut StdRng,
+    ) -> Result<People> {
         let mut people = People { bloggers: Vec::new(), wikians: Vec::new() };
-        for name in ["Ann", "Bob"] {
+        for name in ["Ann", "Bob"].into_iter().take(editors) {
             let mut blogger =
                 Blogger::new(name, Reader::new(blog, BLOG, tally), StdRng::seed_from_u64(random.random()));
             blogger.log_in().await?;
