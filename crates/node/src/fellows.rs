@@ -228,7 +228,7 @@ async fn put_out_silent(post: &Post, fellow: &ServerId, fellows: &watch::Receive
         && most_miss(post, fellow, &others).await
         && is_silent(&post.heard, fellow)
     {
-        let why = format!("most members have not heard of it for {} s", SILENT.as_secs());
+        let why = format!("most members have not heard of it for {} s", SILENT.as_secs_f32());
         if put_out(&post.member, fellow, &node, &why).await.is_err() {
             sleep(REFUSED_PAUSE).await;
         }

@@ -3,7 +3,7 @@
 //! a member's answer is shown to a client only while the member was seen in its group a moment ago.
 //!
 //! Promise: no answer of this server's member reaches a client later than `LEASE` after the member last took
-//! part in the group. The agents put a member out of the group after one second without its pulse at the
+//! part in the group. The agents put a member out of the group after 0.8 s without its pulse at the
 //! earliest (`node/fellows.rs`), so nobody can have written elsewhere by then.
 //!
 //! The proof is a causal read (`wsrep_sync_wait`, Galera's documentation: "Managing Cluster Consistency"): it
@@ -25,7 +25,7 @@ use crate::opening::CATCH_UP;
 use crate::session::first_shape;
 use crate::writer::account_of;
 
-/// Half of the second after which the agents put a silent member out.
+/// Less than the 0.8 s after which the agents put a silent member out, by more than two of their pulses.
 const LEASE: Duration = Duration::from_millis(500);
 /// Three proofs may be late before sessions wait; one costs the member about 0.1 ms.
 const RENEW_AFTER: Duration = Duration::from_millis(120);

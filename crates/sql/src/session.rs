@@ -140,7 +140,7 @@ pub(crate) async fn serve(sites: Rc<Sites>, client: Wire, site: SiteName) {
         let _ = client.end().await;
         return;
     };
-    // In a box of its own, as all that is rare: an idle connection then takes a third of the room.
+    // In a box of its own, as all that is rare: an idle session's future takes 6.9 KB instead of 12.
     let beginning = Box::pin(Session::begin(sites, client, site.clone(), place.nth));
     let mut session = match beginning.await {
         Ok(session) => session,

@@ -28,7 +28,9 @@ pub fn changed_table(text: &[u8], dialect: Dialect) -> Option<&[u8]> {
     match words.one_of(&[b"CREATE", b"ALTER", b"DROP"])? {
         b"CREATE" => {
             if words.skip(&[b"TABLE"]) {
-                words.skip(&[b"IF"]).then(|| words.skip(&[b"NOT"]) && words.skip(&[b"EXISTS"]));
+                if words.skip(&[b"IF"]) && words.skip(&[b"NOT"]) {
+                    words.skip(&[b"EXISTS"]);
+                }
                 return words.name();
             }
             let _ = words.one_of(&[b"UNIQUE", b"FULLTEXT", b"SPATIAL"]);
@@ -39,7 +41,9 @@ pub fn changed_table(text: &[u8], dialect: Dialect) -> Option<&[u8]> {
             if !words.skip(&[b"TABLE"]) {
                 return None;
             }
-            words.skip(&[b"IF"]).then(|| words.skip(&[b"EXISTS"]));
+            if words.skip(&[b"IF"]) {
+                words.skip(&[b"EXISTS"]);
+            }
             words.name()
         }
         _ => {
@@ -49,7 +53,9 @@ pub fn changed_table(text: &[u8], dialect: Dialect) -> Option<&[u8]> {
             if !words.skip(&[b"TABLE"]) {
                 return None;
             }
-            words.skip(&[b"IF"]).then(|| words.skip(&[b"EXISTS"]));
+            if words.skip(&[b"IF"]) {
+                words.skip(&[b"EXISTS"]);
+            }
             let name = words.name()?;
             // Several tables have several fates.
             words.rest.iter().all(|token| !token.is(b',')).then_some(name)
